@@ -1,0 +1,1 @@
+//! Reads what a process holds and names what a checkpoint would not survive.

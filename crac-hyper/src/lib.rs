@@ -1,0 +1,1 @@
+//! Drains hyper servers for crac, and the tower layer that shuts the door.

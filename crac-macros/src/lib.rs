@@ -1,0 +1,1 @@
+//! The #[crac::main] attribute.

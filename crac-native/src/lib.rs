@@ -1,0 +1,1 @@
+//! The in-process checkpoint engine of crac: no privileges, nothing to install.

@@ -1,0 +1,1 @@
+//! The wall: the kernel calls crac needs, wrapped.

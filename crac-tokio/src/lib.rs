@@ -1,0 +1,1 @@
+//! Holds tokio runtimes for crac: workers, root futures, listeners, sockets, triggers.

@@ -1,0 +1,1 @@
+//! Coordinated Restore at Checkpoint: checkpointable tokio services.

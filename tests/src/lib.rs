@@ -1,0 +1,1 @@
+//! The whole thing as a program: end-to-end and fault tests of crac.
