@@ -1,0 +1,14 @@
+extern crate self as crac;
+#[path = "../stub.rs"]
+#[allow(dead_code)]
+pub mod __private;
+#[allow(unused_imports)]
+use crac_macros::main;
+
+#[crac::main]
+async fn main<T: Default>()
+where
+    T: std::fmt::Debug,
+{
+    println!("{:?}", T::default());
+}

@@ -1,0 +1,15 @@
+extern crate self as crac;
+#[path = "../stub.rs"]
+#[allow(dead_code)]
+pub mod __private;
+#[allow(unused_imports)]
+use crac_macros::main;
+
+#[crac::main]
+async fn run<T>(value: T) -> T {
+    value
+}
+
+fn main() {
+    run(1);
+}

@@ -1,0 +1,9 @@
+extern crate self as crac;
+#[path = "../stub.rs"]
+#[allow(dead_code)]
+pub mod __private;
+#[allow(unused_imports)]
+use crac_macros::main;
+
+#[crac::main(flavour = "local", colour = "red", runtime)]
+async fn main() {}

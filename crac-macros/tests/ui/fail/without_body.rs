@@ -1,0 +1,13 @@
+extern crate self as crac;
+#[path = "../stub.rs"]
+#[allow(dead_code)]
+pub mod __private;
+#[allow(unused_imports)]
+use crac_macros::main;
+
+trait Service {
+    #[crac::main]
+    async fn run();
+}
+
+fn main() {}

@@ -1,0 +1,12 @@
+extern crate self as crac;
+#[path = "../stub.rs"]
+#[allow(dead_code)]
+pub mod __private;
+#[allow(unused_imports)]
+use crac_macros::main;
+
+#[crac::main]
+async fn main() -> Result<(), String> {
+    let answer = 42;
+    answer
+}
