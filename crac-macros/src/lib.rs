@@ -68,11 +68,14 @@ use proc_macro2::TokenStream;
 /// it as the root future. Return values, panics and exit codes are those of `#[tokio::main]`, and the body need not be `Send`.
 /// Beyond that the runtime is attached to the ambient coordinator, so the process can be checkpointed and restored.
 ///
-/// ```ignore
+/// ```standalone_crate
+/// # extern crate self as crac;
+/// # pub mod __private { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ui/stub.rs")); }
+/// # use crac_macros::main;
+/// # async fn serve(_address: &str) -> std::io::Result<()> { Ok(()) }
 /// #[crac::main(name = "orders", drain_deadline = "20s")]
-/// async fn main() -> anyhow::Result<()> {
-///     let listener = crac::net::TcpListener::bind("0.0.0.0:8080").await?;
-///     crac::http::serve(listener, app()).await
+/// async fn main() -> std::io::Result<()> {
+///     serve("0.0.0.0:8080").await
 /// }
 /// ```
 ///

@@ -1,4 +1,4 @@
-//! The part of the facade that the expansion names, just large enough to look at what arrived and to run the body.
+// The part of the facade that the expansion names, just large enough to look at what arrived and to run the body.
 
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
