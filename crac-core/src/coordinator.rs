@@ -1,0 +1,403 @@
+//! The one thread that may change the state.
+//!
+//! It takes messages (requests, ends of hooks), turns them into events, asks [`step`](crate::state::step) what to do, and does
+//! it. It is a plain thread with its own deadlines, because no async task runs while the runtimes are held.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    EXIT_RESTORE_FAILED, chart,
+    context::{Shared, SweepWork, describe},
+    engine::{CaptureRequest, Captured, EngineError, ImageMetadata, Mode, Restoration},
+    hook::{HookEnd, Token, panic_text},
+    lineage::ImageId,
+    lock,
+    report::{FailureKind, Report, RoundEnding},
+    request::{Admission, CheckpointError, CheckpointRequest, Completed, Standing, admit},
+    restore::{AbortReason, Inner, Outcome, RestoreContext},
+    round::{Answer, RoundData},
+    seams::RoundProgress,
+    state::{Effect, Ending, Event, RestoreFailure, Round, State, step},
+};
+
+mod batch;
+
+/// What the coordinator is told.
+pub(crate) enum Message {
+    /// Somebody asks for a checkpoint. `inbox` is a sender into the coordinator's own inbox, for the hooks of the round: the
+    /// coordinator keeps none between rounds, so that it ends with the last context.
+    Request { request: CheckpointRequest, recursive: bool, answer: Answer, inbox: mpsc::Sender<Message> },
+    /// A hook call has ended.
+    HookEnded { token: Token, end: HookEnd, took: Duration },
+}
+
+/// The coordinator: its state and what it drives.
+pub(crate) struct Coordinator {
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Message>,
+    state: State,
+    next_token: Token,
+    /// Hooks that were given up but are not gone yet, by the resource they belong to.
+    lingering: HashMap<u64, Token>,
+}
+
+impl Coordinator {
+    /// Starts the thread; the sender is its inbox. The thread ends when all senders are gone.
+    pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::Sender<Message>> {
+        let (sender, inbox) = mpsc::channel();
+        let coordinator = Coordinator { shared, inbox, state: State::Open, next_token: 0, lingering: HashMap::new() };
+        std::thread::Builder::new().name("crac-coord".into()).spawn(move || coordinator.run())?;
+        Ok(sender)
+    }
+
+    fn run(mut self) {
+        while let Ok(message) = self.inbox.recv() {
+            match message {
+                Message::Request { request, recursive, answer, inbox } => match self.admit(&request, recursive, None) {
+                    Admission::Accept => self.round(request, answer, &inbox),
+                    Admission::Join => unreachable!("there is no round to join between rounds"),
+                    Admission::Deny(denial) => deny(answer, denial.into()),
+                },
+                Message::HookEnded { token, .. } => self.lingering.retain(|_, lingering| *lingering != token),
+            }
+        }
+    }
+
+    fn admit(&self, request: &CheckpointRequest, recursive: bool, round: Option<&RoundData>) -> Admission {
+        let standing = Standing {
+            running: round.map(|round| (round.request.mode, &round.request.image)),
+            degraded: matches!(self.state, State::Shut | State::Gone),
+            modes: self.shared.engine.needs().modes,
+        };
+        admit(request, recursive, standing)
+    }
+
+    /// Takes what is in the inbox while a round runs.
+    fn answer_late_comer(&self, round: &mut RoundData, request: &CheckpointRequest, recursive: bool, answer: Answer) {
+        match self.admit(request, recursive, Some(round)) {
+            Admission::Join => round.answers.push(answer),
+            Admission::Deny(denial) => deny(answer, denial.into()),
+            Admission::Accept => unreachable!("a round is under way"),
+        }
+    }
+
+    /// Drives one round from the request to the answer.
+    fn round(&mut self, request: CheckpointRequest, answer: Answer, inbox: &mpsc::Sender<Message>) {
+        let mut round = self.begin(request, answer);
+        let span = tracing::info_span!("checkpoint", name = %self.shared.name, mode = %round.request.mode, image = %round.image.display());
+        let _entered = span.enter();
+        let mut event = Event::Requested { round: Round { mode: round.request.mode, batches: round.batches.len() } };
+        loop {
+            let (next, effects) = step(self.state, event, self.shared.on_restore_failure)
+                .unwrap_or_else(|_| unreachable!("{event:?} cannot happen in {:?}", self.state));
+            self.state = next;
+            *lock(&self.shared.state) = chart::name(next);
+            let mut follow_up = None;
+            for effect in effects {
+                follow_up = self.perform(effect, &mut round, inbox).or(follow_up);
+            }
+            match follow_up {
+                Some(next_event) => event = next_event,
+                None => return,
+            }
+        }
+    }
+
+    fn begin(&self, request: CheckpointRequest, answer: Answer) -> RoundData {
+        let now = Instant::now();
+        let life = self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let image = request.image.clone().unwrap_or_else(|| self.shared.image.clone());
+        // Without a working directory a relative path stays relative, and the engine says what is wrong with it.
+        let image = std::path::absolute(&image).unwrap_or(image);
+        RoundData {
+            image,
+            metadata: ImageMetadata::new(
+                &*self.shared.name,
+                ImageId(self.shared.host.fresh_id()),
+                life.generation(),
+                life.lineage(),
+            ),
+            batches: self.shared.registry.batches(),
+            host_before: self.shared.host.facts(),
+            answers: vec![answer],
+            request,
+            held: Vec::new(),
+            held_threads: 0,
+            stages: Vec::new(),
+            resources: Vec::new(),
+            failures: Vec::new(),
+            obstacles: Vec::new(),
+            unswept: Vec::new(),
+            capture: None,
+            asleep: None,
+            took_before: Duration::ZERO,
+            begun: now,
+            way_deadline: now + self.shared.deadlines.down,
+        }
+    }
+
+    /// Does one effect; what comes of it is the next event. Effects that nothing comes of are followed by others.
+    fn perform(&mut self, effect: Effect, round: &mut RoundData, inbox: &mpsc::Sender<Message>) -> Option<Event> {
+        match effect {
+            Effect::ShutDoor => {
+                lock(&self.shared.gates).iter().for_each(crate::Gate::shut);
+                round.advanced(RoundProgress::Shut);
+                None
+            }
+            Effect::Before(at) => Some(self.before(at, round, inbox)),
+            Effect::Hold => Some(self.hold(round)),
+            Effect::Audit => Some(self.audit(round)),
+            Effect::Capture { rehearse } => Some(self.capture(rehearse, round)),
+            Effect::Sweep => Some(self.sweep(round)),
+            Effect::Release => Some(self.release(round)),
+            Effect::After { at, ending } => Some(self.after(at, ending, round, inbox)),
+            Effect::OpenDoor => {
+                lock(&self.shared.gates).iter().for_each(crate::Gate::open);
+                round.advanced(RoundProgress::Open);
+                None
+            }
+            Effect::Answer { ending } => {
+                self.answer(ending, round);
+                None
+            }
+            Effect::RestoreFailed => {
+                self.restore_failed(round);
+                None
+            }
+        }
+    }
+
+    fn hold(&self, round: &mut RoundData) -> Event {
+        let begun = Instant::now();
+        round.advanced(RoundProgress::Hold);
+        let triggers: Vec<_> = lock(&self.shared.triggers).iter().map(|(_, trigger)| trigger.clone()).collect();
+        triggers.iter().for_each(|trigger| trigger.suspend());
+        let deadline = begun + self.shared.deadlines.hold;
+        let runtimes: Vec<_> = lock(&self.shared.holds).iter().map(|(_, runtime)| runtime.clone()).collect();
+        let mut all_held = true;
+        for runtime in runtimes {
+            match runtime.hold(deadline) {
+                Ok(held) => round.held.push(held),
+                Err(obstacles) => {
+                    all_held = false;
+                    round.fail(
+                        runtime.name(),
+                        "hold",
+                        FailureKind::Late,
+                        format!("the runtime did not stop within {:?}", self.shared.deadlines.hold),
+                    );
+                    round.obstacles.extend(obstacles);
+                }
+            }
+        }
+        round.held_threads = round.held.iter().map(|held| held.threads()).sum();
+        round.stage("hold", begun);
+        if all_held { Event::Held } else { Event::NotHeld }
+    }
+
+    fn audit(&self, round: &mut RoundData) -> Event {
+        let begun = Instant::now();
+        round.advanced(RoundProgress::Audit);
+        let mut clear = true;
+        if let Some(audit) = &self.shared.audit {
+            match audit.audit(&self.shared.engine.needs(), &self.shared.policy, &round.request.own_descriptors) {
+                Ok(obstacles) => {
+                    clear = obstacles.is_empty();
+                    round.obstacles.extend(obstacles);
+                }
+                Err(error) => {
+                    clear = false;
+                    round.fail("audit", "audit", FailureKind::Error, describe(&error));
+                }
+            }
+        }
+        round.stage("audit", begun);
+        Event::Audited { clear }
+    }
+
+    fn capture(&self, rehearse: bool, round: &mut RoundData) -> Event {
+        let begun = Instant::now();
+        round.advanced(RoundProgress::Capture);
+        let mode = if rehearse { Mode::Rehearse } else { round.request.mode };
+        let request = CaptureRequest::new(round.image.clone(), mode, round.metadata.clone(), &self.shared.policy)
+            .own_descriptors(round.request.own_descriptors.clone())
+            .watch(round.watch());
+        round.took_before = round.begun.elapsed();
+        let captured = catch_unwind(AssertUnwindSafe(|| self.shared.engine.capture(request)));
+        match captured {
+            Ok(Ok(Captured::Original(report))) => {
+                round.capture = Some(report);
+                round.stage("capture", begun);
+                round.begun = begun;
+                Event::CaptureDone
+            }
+            Ok(Ok(Captured::Restored(restoration))) => {
+                round.begun = Instant::now();
+                round.capture = Some(crate::CaptureReport { bytes: 0, stages: restoration.stages.clone() });
+                self.begin_life(restoration, round);
+                Event::CameBack
+            }
+            Ok(Err(error)) => {
+                round.stage("capture", begun);
+                round.begun = begun;
+                self.engine_error(error, round)
+            }
+            Err(panic) => {
+                round.begun = begun;
+                round.fail(self.shared.engine.needs().engine, "capture", FailureKind::Panicked, panic_text(&*panic));
+                Event::CaptureFailed { reason: AbortReason::Engine }
+            }
+        }
+    }
+
+    fn engine_error(&self, error: EngineError, round: &mut RoundData) -> Event {
+        match error {
+            EngineError::Refused(obstacles) => {
+                round.obstacles.extend(obstacles.into_iter().filter(|new| !round.obstacles.contains(new)).collect::<Vec<_>>());
+                Event::CaptureFailed { reason: AbortReason::Obstacles }
+            }
+            other => {
+                let what = describe(&(Box::new(other) as crate::BoxError));
+                round.fail(self.shared.engine.needs().engine, "capture", FailureKind::Error, what);
+                Event::CaptureFailed { reason: AbortReason::Engine }
+            }
+        }
+    }
+
+    /// Makes the restored life the current one, before anything else of it runs.
+    fn begin_life(&self, restoration: Restoration, round: &mut RoundData) {
+        round.asleep = Some(restoration.asleep_wall);
+        let life = RestoreContext {
+            inner: Arc::new(Inner {
+                outcome: Outcome::Restored,
+                generation: restoration.generation,
+                image_id: Some(restoration.image_id),
+                instance_id: restoration.instance_id,
+                asleep_wall: restoration.asleep_wall,
+                asleep_monotonic: restoration.asleep_monotonic,
+                args: restoration.args,
+                env: restoration.env,
+                host_before: round.host_before.clone(),
+                host: self.shared.host.clone(),
+                host_after: Default::default(),
+                env_changes: Default::default(),
+                limit: self.shared.deadlines.hook,
+            }),
+        };
+        self.shared.generation.store(restoration.generation, Ordering::Release);
+        if self.shared.apply_env {
+            // The difference to the old environment can only be seen before the new one is applied.
+            life.env_changes();
+            if let Err(error) = self.shared.host.apply_env(life.env()) {
+                round.fail("environment", "apply_env", FailureKind::Error, describe(&error));
+            }
+        }
+        *self.shared.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+    }
+
+    fn sweep(&self, round: &mut RoundData) -> Event {
+        let begun = Instant::now();
+        let work: Vec<(String, SweepWork)> = lock(&self.shared.sweeps).clone();
+        let all: SweepWork = Arc::new(move || {
+            for (name, work) in &work {
+                if catch_unwind(AssertUnwindSafe(|| work())).is_err() {
+                    tracing::error!(sweep = %name, "a sweep closure panicked: what it should have made fresh may repeat");
+                }
+            }
+        });
+        all();
+        for held in &round.held {
+            round.unswept.extend(held.sweep(all.clone(), self.shared.deadlines.hold));
+        }
+        round.stage("sweep", begun);
+        Event::Swept
+    }
+
+    fn release(&self, round: &mut RoundData) -> Event {
+        let begun = Instant::now();
+        let restored = round.asleep.is_some();
+        round.held.drain(..).for_each(|held| held.release());
+        round.way_deadline = begun + self.shared.deadlines.up;
+        let triggers: Vec<_> = lock(&self.shared.triggers).iter().map(|(_, trigger)| trigger.clone()).collect();
+        for trigger in triggers {
+            if let Err(error) = trigger.resume(restored) {
+                round.fail("trigger", "resume", FailureKind::Error, describe(&error));
+            }
+        }
+        round.stage("release", begun);
+        Event::Released
+    }
+
+    fn answer(&mut self, ending: Ending, round: &mut RoundData) {
+        let report = Arc::new(self.report(ending, round));
+        tracing::info!(ending = ?report.ending, took_ms = report.took.as_secs_f64() * 1e3, failures = report.failures.len(), obstacles = report.obstacles.len(), "checkpoint round ended");
+        let completed = match ending {
+            Ending::Continued => Ok(Completed::Continued(report)),
+            Ending::Restored => {
+                Ok(Completed::Restored(self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone(), report))
+            }
+            Ending::Aborted(AbortReason::Rehearsed) => Ok(Completed::Rehearsed(report)),
+            Ending::Aborted(_) => Err(CheckpointError::Aborted(report)),
+        };
+        for answer in round.answers.drain(..) {
+            // Whoever dropped the ticket does not want to know.
+            let _ = answer.send(completed.clone());
+        }
+    }
+
+    fn report(&self, ending: Ending, round: &mut RoundData) -> Report {
+        let life = self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Report {
+            name: self.shared.name.clone(),
+            engine: self.shared.engine.needs().engine.to_owned(),
+            mode: round.request.mode,
+            ending: match ending {
+                Ending::Aborted(AbortReason::Rehearsed) => RoundEnding::Rehearsed,
+                Ending::Aborted(_) => RoundEnding::Aborted,
+                Ending::Continued => RoundEnding::Continued,
+                Ending::Restored => RoundEnding::Restored,
+            },
+            generation: life.generation(),
+            instance_id: life.instance_id(),
+            image_id: round.metadata.image_id,
+            image: round.image.clone(),
+            phases: std::mem::take(&mut round.stages),
+            resources: std::mem::take(&mut round.resources),
+            held_threads: round.held_threads,
+            capture: round.capture.take(),
+            failures: round.failures.clone(),
+            obstacles: std::mem::take(&mut round.obstacles),
+            unswept: std::mem::take(&mut round.unswept),
+            asleep: round.asleep,
+            took: round.took_before + round.begun.elapsed(),
+        }
+    }
+
+    fn restore_failed(&self, round: &RoundData) {
+        let failures: Vec<_> = round.failures.iter().map(ToString::to_string).collect();
+        let failures = failures.join("; ");
+        match self.shared.on_restore_failure {
+            RestoreFailure::Exit => {
+                // Not only to the log: whoever reads the exit status looks at standard error next.
+                eprintln!("crac: {} was restored but did not come back whole: {failures}; start it cold", self.shared.name);
+                std::process::exit(EXIT_RESTORE_FAILED)
+            }
+            RestoreFailure::StayShut => {
+                tracing::error!(name = %self.shared.name, %failures, "the restored life did not come back whole: the door stays shut");
+            }
+        }
+    }
+}
+
+fn deny(answer: Answer, error: CheckpointError) {
+    // Whoever dropped the ticket does not want to know.
+    let _ = answer.send(Err(error));
+}
+
+#[cfg(test)]
+mod tests;

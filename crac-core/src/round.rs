@@ -1,0 +1,101 @@
+//! What the coordinator carries through one round.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    engine::{CaptureReport, CaptureWatch, ImageMetadata, Stage, Unwatched},
+    obstacle::Obstacle,
+    registry::Entry,
+    report::{Failure, FailureKind, ResourceReport},
+    request::{CheckpointError, CheckpointRequest, Completed},
+    seams::{Held, HostFacts, RoundProgress},
+};
+
+/// Where an answer goes.
+pub(crate) type Answer = oneshot::Sender<Result<Completed, CheckpointError>>;
+
+/// One round, from the admitted request to the answer.
+pub(crate) struct RoundData {
+    pub(crate) request: CheckpointRequest,
+    pub(crate) answers: Vec<Answer>,
+    pub(crate) image: PathBuf,
+    pub(crate) metadata: ImageMetadata,
+    pub(crate) batches: Vec<Vec<Arc<Entry>>>,
+    pub(crate) host_before: HostFacts,
+    pub(crate) held: Vec<Box<dyn Held>>,
+    pub(crate) held_threads: usize,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) resources: Vec<ResourceReport>,
+    pub(crate) failures: Vec<Failure>,
+    pub(crate) obstacles: Vec<Obstacle>,
+    pub(crate) unswept: Vec<String>,
+    pub(crate) capture: Option<CaptureReport>,
+    pub(crate) asleep: Option<Duration>,
+    /// Time of the round before the capture, once that is known: the clock may jump inside the capture.
+    pub(crate) took_before: Duration,
+    /// When the stretch of the round began that `took_before` does not cover.
+    pub(crate) begun: Instant,
+    /// When the way down or up has to be over.
+    pub(crate) way_deadline: Instant,
+}
+
+impl RoundData {
+    pub(crate) fn watch(&self) -> Arc<dyn CaptureWatch> {
+        match &self.request.watch {
+            Some(watch) => watch.clone(),
+            None => Arc::new(Unwatched),
+        }
+    }
+
+    pub(crate) fn advanced(&self, progress: RoundProgress) {
+        if let Some(watch) = &self.request.watch {
+            watch.advanced(&progress);
+        }
+    }
+
+    /// Records that the stretch called `name` took until now, and begins the next.
+    pub(crate) fn stage(&mut self, name: &str, begun: Instant) {
+        let took = begun.elapsed();
+        tracing::debug!(phase = name, took_us = took.as_micros() as u64, "checkpoint phase");
+        match self.stages.last_mut() {
+            Some(stage) if stage.name == name => stage.took += took,
+            _ => self.stages.push(Stage { name: name.to_owned(), took }),
+        }
+    }
+
+    pub(crate) fn fail(&mut self, subject: impl Into<String>, during: &str, kind: FailureKind, what: impl Into<String>) {
+        let failure = Failure { subject: subject.into(), during: during.to_owned(), kind, what: what.into() };
+        tracing::warn!(subject = %failure.subject, during = %failure.during, what = %failure.what, "checkpoint failure");
+        self.failures.push(failure);
+    }
+
+    /// The report of `entry`, made at the first call.
+    pub(crate) fn resource(&mut self, entry: &Entry) -> &mut ResourceReport {
+        let at = self
+            .resources
+            .iter()
+            .position(|report| report.name == entry.options.name && report.phase == entry.options.phase && !report.is_full());
+        let at = at.unwrap_or_else(|| {
+            self.resources.push(ResourceReport {
+                name: entry.options.name.clone(),
+                phase: entry.options.phase,
+                before: None,
+                after: None,
+            });
+            self.resources.len() - 1
+        });
+        &mut self.resources[at]
+    }
+}
+
+impl ResourceReport {
+    fn is_full(&self) -> bool {
+        self.before.is_some() && self.after.is_some()
+    }
+}

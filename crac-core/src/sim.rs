@@ -1,0 +1,94 @@
+//! An engine that takes no image: both worlds of a checkpoint in one process, without any operating system.
+
+use std::{collections::VecDeque, ffi::OsString, fmt, sync::Mutex, time::Duration};
+
+use crate::{
+    engine::{CaptureProgress, CaptureReport, CaptureRequest, Captured, Engine, EngineError, Mode, Needs, Restoration},
+    lineage::InstanceId,
+    lock,
+    seams::{Host, NoHost},
+};
+
+/// What the next capture of a [`SimEngine`] does.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SimScript {
+    /// Returns in the original.
+    Original,
+    /// Returns as if in another life.
+    Restored {
+        /// Time asleep on both clocks.
+        asleep: Duration,
+        /// Arguments of the restore.
+        args: Vec<OsString>,
+        /// Environment of the restore.
+        env: Vec<(OsString, OsString)>,
+    },
+    /// Fails.
+    Fail(EngineError),
+    /// Panics, as an engine with a defect would.
+    Panic,
+}
+
+/// The engine of tests, of `cargo test` on any system, and of platforms without another one.
+///
+/// [`Mode::Exit`] and [`Mode::Become`] return as a restored life, [`Mode::Continue`] and [`Mode::Rehearse`] in the original,
+/// unless a [`SimScript`] says otherwise. Nothing is written and the process never ends.
+#[derive(Default)]
+pub struct SimEngine {
+    script: Mutex<VecDeque<SimScript>>,
+}
+
+impl SimEngine {
+    /// An engine without a script.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what a further capture does. Rehearsals use up no entry unless the next one is a failure.
+    pub fn then(&self, script: SimScript) {
+        lock(&self.script).push_back(script);
+    }
+}
+
+impl Engine for SimEngine {
+    fn needs(&self) -> Needs {
+        Needs::new("sim", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse]).with_descriptors(false)
+    }
+
+    fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
+        let scripted = {
+            let mut script = lock(&self.script);
+            match (request.mode, script.front()) {
+                (Mode::Rehearse, Some(SimScript::Original | SimScript::Restored { .. })) => None,
+                _ => script.pop_front(),
+            }
+        };
+        let scripted = scripted.unwrap_or_else(|| {
+            if request.mode.ends_original() {
+                SimScript::Restored { asleep: Duration::ZERO, args: Vec::new(), env: Vec::new() }
+            } else {
+                SimScript::Original
+            }
+        });
+        request.watch.reached(CaptureProgress::Planned { bytes: 0 });
+        match scripted {
+            SimScript::Original => Ok(Captured::Original(CaptureReport::default())),
+            SimScript::Restored { asleep, args, env } => {
+                let metadata = request.metadata;
+                let mut life = Restoration::new(metadata.image_id, InstanceId(NoHost.fresh_id()), metadata.generation + 1);
+                (life.asleep_wall, life.asleep_monotonic) = (asleep, asleep);
+                (life.args, life.env) = (args, env);
+                Ok(Captured::Restored(life))
+            }
+            SimScript::Fail(error) => Err(error),
+            SimScript::Panic => panic!("the script of the sim engine asks for a panic"),
+        }
+    }
+}
+
+impl fmt::Debug for SimEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimEngine").field("script", &lock(&self.script)).finish()
+    }
+}
