@@ -1,0 +1,408 @@
+//! What the engine and its restorer stub agree on: the bytes of an image's header and tables.
+//!
+//! This file is compiled twice, into the engine and (by path) into the freestanding stub, so it uses `core` alone.
+//!
+//! ```text
+//! file                                            memory of the restored process, while the stub runs
+//! ┌──────────────────────────┐ 0                  zone_start ┌───────────────────────────────┐
+//! │ ELF header, segments     │                               │ ELF header, stub code and data│
+//! │ stub code and data       │                               │ stub stack                    │
+//! ├──────────────────────────┤ metadata_offset    metadata_at├───────────────────────────────┤
+//! │ Header                   │                               │ the same bytes, read-only     │
+//! │ manifest (JSON), tables  │                               │                               │
+//! ├──────────────────────────┤ data_offset        staging_at ├───────────────────────────────┤
+//! │ page data of the runs,   │                               │ vdso on its way               │
+//! │ holes where zero         │                   handover_at ├───────────────────────────────┤
+//! └──────────────────────────┘ file_bytes                    │ Handover: arguments, times    │
+//!                                                   zone_end └───────────────────────────────┘
+//! ```
+//!
+//! Integers are little-endian (the engine exists for `x86_64` only), widths are explicit, padding is named and zero, and every
+//! record states its size and alignment below it. Tables are arrays of records; a record refers to text by [`Text`].
+//!
+//! # Where descriptors come in
+//!
+//! * `crate::descriptors::survey(&Survey, &mut ObstacleSink) -> Result<DescriptorTable, Errno>` is called by the engine while
+//!   all other threads are stopped: arena and raw system calls only, no allocation, no lock, no panic.
+//! * The table's records and its blob (text, sockaddrs, epoll sets) become two sections of the image.
+//! * The stub calls `descriptors::restore(&DescriptorStep) -> Result<(), Failure>` at step [`Step::Descriptors`]. At that
+//!   point memory is back, no thread exists yet, working directory and umask are the recorded ones, all signals are blocked;
+//!   descriptors 0, 1, 2 and everything else the new process was started with are still open, and the image's descriptor has
+//!   been moved to `DescriptorStep::image_fd`, which lies above every recorded number and is closed afterwards by the caller.
+
+#[path = "layout/descriptors.rs"]
+pub mod descriptors;
+#[path = "layout/xxh64.rs"]
+pub mod xxh64;
+
+/// The first bytes of a [`Header`].
+pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
+/// The version of everything in this file. An image of another version is refused.
+pub const VERSION: u32 = 1;
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Where the engine looks for a hole for the zone first: between the areas that the kernel's address space randomisation
+/// uses for programs and for mappings.
+pub const ZONE_HINT: u64 = 0x5000_0000_0000;
+/// Bytes kept free for the vdso on its way to its recorded address.
+pub const STAGING_BYTES: u64 = 64 * 1024;
+/// Bytes kept free for [`Handover`]: the kernel allows at most 6 MiB of arguments and environment.
+pub const HANDOVER_BYTES_MAX: u64 = 8 << 20;
+
+/// Exit status of a stub, and of `crac restore`, when the image does not fit this host, user or build: start cold.
+pub const EXIT_START_COLD: i32 = 20;
+/// Exit status when the image is damaged or its file cannot be trusted.
+pub const EXIT_UNTRUSTED: i32 = 21;
+/// Exit status when the restore failed behind the point of no return; the message names the [`Step`].
+pub const EXIT_FAILED: i32 = 22;
+/// Exit status when the image contradicts itself although its checksums are right: a bug.
+pub const EXIT_BUG: i32 = 70;
+
+/// A part of the metadata: `bytes` at `offset` from the header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Section {
+    pub offset: u64,
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Section>() == 16 && align_of::<Section>() == 8);
+
+/// A string in [`Header::text`], NUL-terminated behind `len` bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Text {
+    pub offset: u32,
+    pub len: u32,
+}
+const _: () = assert!(size_of::<Text>() == 8 && align_of::<Text>() == 4);
+
+/// The start of the metadata.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Header {
+    pub magic: [u8; 8],
+    pub version: u32,
+    /// `size_of::<Header>()`.
+    pub header_bytes: u32,
+    /// XXH64 of the header with this field zero.
+    pub header_sum: u64,
+    /// XXH64 of the metadata behind the header.
+    pub tables_sum: u64,
+    pub metadata_offset: u64,
+    /// Header and all sections; whole pages.
+    pub metadata_bytes: u64,
+    pub data_offset: u64,
+    pub file_bytes: u64,
+
+    pub zone_start: u64,
+    pub zone_end: u64,
+    pub metadata_at: u64,
+    pub staging_at: u64,
+    pub handover_at: u64,
+
+    pub image_id: [u8; 16],
+    pub parent: [u8; 16],
+    /// Generation of the captured life.
+    pub generation: u64,
+    pub captured_realtime_ns: u64,
+    pub captured_monotonic_ns: u64,
+    pub captured_boottime_ns: u64,
+
+    pub page_size: u32,
+    /// Version of the kernel, `major << 16 | minor`.
+    pub kernel: u32,
+    pub cpu: CpuRecord,
+    pub vdso: VdsoRecord,
+    pub privileges: PrivilegeRecord,
+    pub process: ProcessRecord,
+
+    /// JSON for people and tools; see `manifest.rs`.
+    pub manifest: Section,
+    /// [`MappingRecord`]s by address.
+    pub mappings: Section,
+    /// [`RunRecord`]s by address.
+    pub runs: Section,
+    /// [`RangeRecord`]s of guard regions by address.
+    pub guards: Section,
+    /// [`FileRecord`]s.
+    pub files: Section,
+    /// [`ThreadRecord`]s, the main thread first.
+    pub threads: Section,
+    /// [`ActionRecord`]s.
+    pub actions: Section,
+    /// The auxiliary vector, pairs of `u64`.
+    pub auxv: Section,
+    /// Strings that [`Text`] refers to.
+    pub text: Section,
+    /// [`descriptors::DescriptorRecord`]s by number.
+    pub descriptors: Section,
+    /// What the descriptor records refer to.
+    pub descriptor_blob: Section,
+}
+const _: () = assert!(size_of::<Header>() == 640 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
+
+/// Which processor features the captured code may rely on: it chose its functions by them, and the signal frames of the
+/// stopped threads hold the register state of exactly these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CpuRecord {
+    /// CPUID 1 ecx, edx; 7.0 ebx, ecx, edx; 7.1 eax; 0x8000_0001 ecx, edx. Volatile bits are masked out.
+    pub features: [u32; 8],
+    /// XCR0.
+    pub xcr0: u64,
+    /// CPUID 0xd.0 ebx: bytes of the XSAVE area as enabled.
+    pub xsave_bytes: u32,
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<CpuRecord>() == 48 && align_of::<CpuRecord>() == 8);
+
+/// The kernel's own mappings that every process gets: `vvar`, `vvar_vclock`, `vdso`, adjacent in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VdsoRecord {
+    /// Where the first of them starts.
+    pub start: u64,
+    /// Bytes of each, in order; unused entries are zero and stand in front.
+    pub bytes: [u64; 4],
+    /// XXH64 of the last one, the code.
+    pub code_sum: u64,
+}
+const _: () = assert!(size_of::<VdsoRecord>() == 48 && align_of::<VdsoRecord>() == 8);
+
+/// What the process was allowed to do. A restore never adds to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrivilegeRecord {
+    /// Real, effective, saved.
+    pub uid: [u32; 3],
+    pub gid: [u32; 3],
+    pub permitted: u64,
+    pub effective: u64,
+    pub inheritable: u64,
+    pub no_new_privs: u32,
+    /// 0 none, 2 filters.
+    pub seccomp: u32,
+    pub seccomp_filters: u32,
+    pub dumpable: u32,
+}
+const _: () = assert!(size_of::<PrivilegeRecord>() == 64 && align_of::<PrivilegeRecord>() == 8);
+
+/// Process-wide settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessRecord {
+    /// `struct prctl_mm_map` without its auxv and exe fields: start_code, end_code, start_data, end_data, start_brk, brk,
+    /// start_stack, arg_start, arg_end, env_start, env_end.
+    pub mm: [u64; 11],
+    pub working_directory: Text,
+    pub umask: u32,
+    /// `PR_SET_THP_DISABLE`.
+    pub thp_disable: u32,
+    /// Membarrier registration commands to repeat, as a mask.
+    pub membarrier: u32,
+    /// `PR_SET_CHILD_SUBREAPER`.
+    pub child_subreaper: u32,
+    /// `PR_SET_PDEATHSIG`.
+    pub parent_death_signal: u32,
+    /// Nanoseconds, saturated (`PR_SET_TIMERSLACK`).
+    pub timer_slack_ns: u32,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// The greatest descriptor number in the table; -1 if there is none.
+    pub descriptor_max: i32,
+}
+const _: () = assert!(size_of::<ProcessRecord>() == 128 && align_of::<ProcessRecord>() == 8);
+
+/// One mapping of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MappingRecord {
+    pub start: u64,
+    pub end: u64,
+    /// `PROT_*`.
+    pub protection: u32,
+    /// `MAP_*`, without `MAP_FIXED`. With `MAP_ANONYMOUS` no file is referenced.
+    pub flags: u32,
+    /// Index into the files; meaningless for anonymous mappings.
+    pub file: u32,
+    /// Bits of [`advice`].
+    pub advice: u32,
+    pub file_offset: u64,
+}
+const _: () = assert!(size_of::<MappingRecord>() == 40 && align_of::<MappingRecord>() == 8);
+
+/// Advice to give again, [`MappingRecord::advice`].
+pub mod advice {
+    pub const WIPE_ON_FORK: u32 = 1;
+    pub const DONT_FORK: u32 = 1 << 1;
+    pub const DONT_DUMP: u32 = 1 << 2;
+    pub const HUGE_PAGES: u32 = 1 << 3;
+    pub const NO_HUGE_PAGES: u32 = 1 << 4;
+    pub const MERGEABLE: u32 = 1 << 5;
+    /// Every bit with the number that `madvise(2)` has for it.
+    pub const NUMBERS: [(u32, u32); 6] =
+        [(WIPE_ON_FORK, 18), (DONT_FORK, 10), (DONT_DUMP, 16), (HUGE_PAGES, 14), (NO_HUGE_PAGES, 15), (MERGEABLE, 12)];
+}
+
+/// A stretch of memory whose content is in the image, inside one mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RunRecord {
+    pub start: u64,
+    pub end: u64,
+    /// Where in the image; a multiple of the page size.
+    pub data_offset: u64,
+    /// XXH64 of the content.
+    pub data_sum: u64,
+    pub protection: u32,
+    /// Bits of [`run`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<RunRecord>() == 40 && align_of::<RunRecord>() == 8);
+
+/// [`RunRecord::flags`].
+pub mod run {
+    /// Read into the anonymous mapping instead of being mapped: for stacks that grow.
+    pub const COPY: u32 = 1;
+    /// Anonymous memory of the service, for which `MADV_DONTNEED` has to give zeros.
+    pub const ANONYMOUS: u32 = 1 << 1;
+}
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RangeRecord {
+    pub start: u64,
+    pub end: u64,
+}
+const _: () = assert!(size_of::<RangeRecord>() == 16 && align_of::<RangeRecord>() == 8);
+
+/// A file that mappings refer to instead of being embedded, with what it must still be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FileRecord {
+    pub path: Text,
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    pub modified_s: i64,
+    pub modified_ns: u64,
+}
+const _: () = assert!(size_of::<FileRecord>() == 48 && align_of::<FileRecord>() == 8);
+
+/// A thread, parked in the engine's signal handler (or, the capturing one, in `capture`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ThreadRecord {
+    /// Stack pointer to load and address to jump to, with 1 in `eax`.
+    pub resume_sp: u64,
+    pub resume_ip: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    /// `set_tid_address(2)`; the C library keeps its thread id there.
+    pub tid_address: u64,
+    pub robust_head: u64,
+    pub robust_bytes: u64,
+    /// Zero if restartable sequences are not registered.
+    pub rseq_address: u64,
+    pub rseq_bytes: u32,
+    pub rseq_signature: u32,
+    /// Thread id in the captured life.
+    pub tid: i32,
+    pub reserved: u32,
+    pub name: [u8; 16],
+}
+const _: () = assert!(size_of::<ThreadRecord>() == 96 && align_of::<ThreadRecord>() == 8);
+
+/// A signal disposition that is not the default one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ActionRecord {
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+    pub signal: u32,
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<ActionRecord>() == 40 && align_of::<ActionRecord>() == 8);
+
+/// What the stub leaves for the engine at [`Header::handover_at`].
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Handover {
+    /// Bytes of the mapping that starts here.
+    pub bytes: u64,
+    pub arguments: u32,
+    pub variables: u32,
+    /// Arguments, then variables, each NUL-terminated: behind this record.
+    pub strings_bytes: u64,
+    /// Time at entry.
+    pub realtime_ns: u64,
+    pub monotonic_ns: u64,
+    /// Monotonic time at the end of each [`Step`]; zero for steps not reached.
+    pub steps_ns: [u64; Step::COUNT],
+    /// Device and inode of the image, as `fstat(2)` has them.
+    pub image_device: u64,
+    pub image_inode: u64,
+}
+const _: () = assert!(size_of::<Handover>() == 56 + 8 * Step::COUNT && align_of::<Handover>() == 8);
+
+macro_rules! steps {
+    ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {
+        /// The steps of the stub, in order. A failure names its step.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Step { $($(#[$meta])* $name,)* }
+
+        impl Step {
+            /// Every step in order.
+            pub const ALL: &'static [Step] = &[$(Step::$name,)*];
+            /// How many steps there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// What is done in this step.
+            pub const fn name(self) -> &'static str {
+                match self { $(Step::$name => $text,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    /// Header, tables, host, file: everything that can be refused. The point of no return is behind it.
+    Check = "check",
+    /// Arguments and environment are copied, the vdso is moved aside, everything else is unmapped.
+    Clear = "clear",
+    /// Mappings and page data.
+    Memory = "memory",
+    /// The vdso is at its address, the kernel knows heap, stack and arguments.
+    Kernel = "kernel",
+    /// Working directory, umask, signal actions, process settings.
+    Process = "process",
+    /// Descriptors.
+    Descriptors = "descriptors",
+    /// Threads.
+    Threads = "threads",
+}
+
+/// What the stub's descriptor step gets.
+#[derive(Clone, Copy, Debug)]
+pub struct DescriptorStep<'a> {
+    pub records: &'a [descriptors::DescriptorRecord],
+    pub blob: &'a [u8],
+    /// The open image: above every recorded number, closed by the caller.
+    pub image_fd: i32,
+    /// Monotonic time of the capture in nanoseconds, for timers.
+    pub captured_monotonic_ns: u64,
+    /// The vector of the new process's environment: pointers to `NAME=VALUE`, NUL-terminated strings; ends with a null.
+    pub environment: *const *const u8,
+}
+
+/// Where the descriptor step failed: a record's descriptor number and the kernel's error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub descriptor: i32,
+    pub errno: i32,
+}

@@ -1,0 +1,98 @@
+//! The system calls of the stub: a bare instruction, an error number, nothing else.
+
+use core::arch::asm;
+
+/// A positive error number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// Issues the system call `number`. Missing arguments are zero: `syscall!(SYS_CLOSE, fd)`.
+#[macro_export]
+macro_rules! syscall {
+    ($number:expr $(, $argument:expr)* $(,)?) => {
+        $crate::sys::call($number, $crate::sys::six(&[$($argument as usize),*]))
+    };
+}
+
+#[inline(always)]
+pub fn six(given: &[usize]) -> [usize; 6] {
+    let mut six = [0; 6];
+    for (to, from) in six.iter_mut().zip(given) {
+        *to = *from;
+    }
+    six
+}
+
+/// Every pointer handed over must be good for what the call does; the whole stub is one `unsafe` program, and each caller's
+/// step says what its calls touch.
+#[inline(always)]
+pub fn call(number: usize, args: [usize; 6]) -> Result<usize> {
+    let returned: usize;
+    // SAFETY: the x86_64 Linux calling convention; see above for what the call does to memory.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => returned,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
+            in("r10") args[3], in("r8") args[4], in("r9") args[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if returned > usize::MAX - 4095 { Err(Errno((returned as isize).wrapping_neg() as i32)) } else { Ok(returned) }
+}
+
+pub const SYS_READ: usize = 0;
+pub const SYS_WRITE: usize = 1;
+pub const SYS_CLOSE: usize = 3;
+pub const SYS_FSTAT: usize = 5;
+pub const SYS_LSEEK: usize = 8;
+pub const SYS_MMAP: usize = 9;
+pub const SYS_MPROTECT: usize = 10;
+pub const SYS_MUNMAP: usize = 11;
+pub const SYS_RT_SIGACTION: usize = 13;
+pub const SYS_RT_SIGPROCMASK: usize = 14;
+pub const SYS_IOCTL: usize = 16;
+pub const SYS_PREAD64: usize = 17;
+pub const SYS_PWRITE64: usize = 18;
+pub const SYS_MREMAP: usize = 25;
+pub const SYS_MADVISE: usize = 28;
+pub const SYS_DUP3: usize = 292;
+pub const SYS_SOCKET: usize = 41;
+pub const SYS_CONNECT: usize = 42;
+pub const SYS_BIND: usize = 49;
+pub const SYS_LISTEN: usize = 50;
+pub const SYS_GETSOCKNAME: usize = 51;
+pub const SYS_SOCKETPAIR: usize = 53;
+pub const SYS_SETSOCKOPT: usize = 54;
+pub const SYS_GETSOCKOPT: usize = 55;
+pub const SYS_CLONE: usize = 56;
+pub const SYS_EXIT: usize = 60;
+pub const SYS_UNAME: usize = 63;
+pub const SYS_FCNTL: usize = 72;
+pub const SYS_CHDIR: usize = 80;
+pub const SYS_UMASK: usize = 95;
+pub const SYS_CAPGET: usize = 125;
+pub const SYS_CAPSET: usize = 126;
+pub const SYS_PRCTL: usize = 157;
+pub const SYS_ARCH_PRCTL: usize = 158;
+pub const SYS_GETTID: usize = 186;
+pub const SYS_FUTEX: usize = 202;
+pub const SYS_SET_TID_ADDRESS: usize = 218;
+pub const SYS_CLOCK_GETTIME: usize = 228;
+pub const SYS_EXIT_GROUP: usize = 231;
+pub const SYS_EPOLL_CTL: usize = 233;
+pub const SYS_OPENAT: usize = 257;
+pub const SYS_SET_ROBUST_LIST: usize = 273;
+pub const SYS_TIMERFD_CREATE: usize = 283;
+pub const SYS_TIMERFD_SETTIME: usize = 286;
+pub const SYS_SIGNALFD4: usize = 289;
+pub const SYS_EVENTFD2: usize = 290;
+pub const SYS_EPOLL_CREATE1: usize = 291;
+pub const SYS_PIPE2: usize = 293;
+pub const SYS_GETRANDOM: usize = 318;
+pub const SYS_MEMBARRIER: usize = 324;
+pub const SYS_RSEQ: usize = 334;
+pub const SYS_CLOSE_RANGE: usize = 436;

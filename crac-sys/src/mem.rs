@@ -1,0 +1,130 @@
+//! Memory mappings.
+#![expect(unsafe_code, reason = "system calls that map and unmap memory")]
+
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr,
+};
+
+use crate::{errno::Result, raw::syscall};
+
+/// Size of a page on this architecture.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Maps `len` bytes of anonymous memory at an address of the kernel's choice (`mmap(2)`), shared or private by `flags`.
+pub fn map_anonymous(len: usize, protection: i32, flags: i32) -> Result<usize> {
+    let flags = (flags | libc::MAP_ANONYMOUS) & !(libc::MAP_FIXED | libc::MAP_GROWSDOWN);
+    // SAFETY: without MAP_FIXED the kernel picks an unused range, so nobody's memory is replaced.
+    unsafe { syscall(libc::SYS_mmap, [0, len, protection as usize, flags as usize, usize::MAX, 0]) }
+}
+
+/// `mmap(2)` with everything chosen by the caller.
+///
+/// # Safety
+///
+/// With `MAP_FIXED` the range is the caller's to replace.
+pub unsafe fn map(address: usize, len: usize, protection: i32, flags: i32, fd: i32, offset: u64) -> Result<usize> {
+    let args = [address, len, protection as usize, flags as usize, fd as usize, offset as usize];
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_mmap, args) }
+}
+
+/// Unmaps a range (`munmap(2)`).
+///
+/// # Safety
+///
+/// Nobody uses the range any more.
+pub unsafe fn unmap(address: usize, len: usize) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_munmap, [address, len, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives advice about a range (`madvise(2)`).
+///
+/// # Safety
+///
+/// Some advice discards contents; the caller owns the range.
+pub unsafe fn advise(address: usize, len: usize, advice: i32) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_madvise, [address, len, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Page categories of [`pagemap_scan`] (`PAGE_IS_*` in `linux/fs.h`).
+pub mod category {
+    /// The page belongs to a file or to shared memory.
+    pub const FILE: u64 = 1 << 2;
+    /// The page is in memory.
+    pub const PRESENT: u64 = 1 << 3;
+    /// The page is in swap.
+    pub const SWAPPED: u64 = 1 << 4;
+    /// The page is the kernel's shared page of zeros.
+    pub const ZERO: u64 = 1 << 5;
+    /// The page is part of a guard region (Linux 6.15).
+    pub const GUARD: u64 = 1 << 8;
+}
+
+/// A run of pages of one category combination (`struct page_region`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PageRegion {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last byte.
+    pub end: u64,
+    /// `category` bits, as far as asked for.
+    pub categories: u64,
+}
+
+/// Asks which pages of a range are in one of the categories `any_of` (`PAGEMAP_SCAN`, Linux 6.7; `pagemap` in the kernel's
+/// admin guide).
+///
+/// Returns how many regions were filled and where the walk stopped; it is not at `end` when `regions` was full.
+///
+/// # Errors
+///
+/// `ENOTTY` where the kernel has no such call, `EINVAL` where it does not know a category.
+pub fn pagemap_scan(
+    pagemap: BorrowedFd<'_>,
+    start: usize,
+    end: usize,
+    any_of: u64,
+    regions: &mut [PageRegion],
+) -> Result<(usize, usize)> {
+    /// `struct pm_scan_arg`.
+    #[repr(C)]
+    struct ScanArgument {
+        size: u64,
+        flags: u64,
+        start: u64,
+        end: u64,
+        walk_end: u64,
+        vec: u64,
+        vec_len: u64,
+        max_pages: u64,
+        category_inverted: u64,
+        category_mask: u64,
+        category_anyof_mask: u64,
+        return_mask: u64,
+    }
+    /// `_IOWR('f', 16, struct pm_scan_arg)`.
+    const PAGEMAP_SCAN: usize = 0xc060_6610;
+    const _: () = assert!(size_of::<ScanArgument>() == 0x60);
+    let mut argument = ScanArgument {
+        size: size_of::<ScanArgument>() as u64,
+        flags: 0,
+        start: start as u64,
+        end: end as u64,
+        walk_end: 0,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
+        category_anyof_mask: any_of,
+        return_mask: any_of,
+    };
+    let args = [pagemap.as_raw_fd() as usize, PAGEMAP_SCAN, ptr::from_mut(&mut argument) as usize, 0, 0, 0];
+    // SAFETY: the argument has the kernel's layout and names the exclusively borrowed `regions`, with its true length.
+    let filled = unsafe { syscall(libc::SYS_ioctl, args) }?;
+    Ok((filled, argument.walk_end as usize))
+}

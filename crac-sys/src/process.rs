@@ -1,0 +1,162 @@
+//! The process and its threads.
+#![expect(unsafe_code, reason = "system calls")]
+
+use std::{ffi::CStr, mem::MaybeUninit, os::fd::AsRawFd, os::fd::BorrowedFd, ptr, time::Duration};
+
+use crate::{errno::Result, raw::syscall};
+
+/// The process id (`getpid(2)`).
+pub fn pid() -> i32 {
+    simple(libc::SYS_getpid) as i32
+}
+
+/// The thread id (`gettid(2)`).
+pub fn tid() -> i32 {
+    simple(libc::SYS_gettid) as i32
+}
+
+/// Whether the thread `tid` of the process `pid` exists (`tgkill(2)` with signal 0).
+pub fn thread_exists(pid: i32, tid: i32) -> bool {
+    // SAFETY: signal 0 is only a check.
+    unsafe { syscall(libc::SYS_tgkill, [pid as usize, tid as usize, 0, 0, 0, 0]) }.is_ok()
+}
+
+/// Ends the process at once, without running any exit handler (`exit_group(2)`).
+pub fn exit_group(status: i32) -> ! {
+    loop {
+        // SAFETY: the call does not return; there is nothing to keep valid.
+        let impossible = unsafe { syscall(libc::SYS_exit_group, [status as usize, 0, 0, 0, 0, 0]) };
+        let _ = impossible;
+    }
+}
+
+/// `prctl(2)` with integer arguments.
+///
+/// # Safety
+///
+/// The operation's pointers are valid, and its effect is what the caller's process expects.
+pub unsafe fn prctl(operation: i32, args: [usize; 4]) -> Result<usize> {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_prctl, [operation as usize, args[0], args[1], args[2], args[3], 0]) }
+}
+
+/// The address of this thread's FS segment, the thread pointer (`arch_prctl(2)`).
+pub fn fs_base() -> Result<usize> {
+    segment_base(0x1003)
+}
+
+/// The address of this thread's GS segment (`arch_prctl(2)`).
+pub fn gs_base() -> Result<usize> {
+    segment_base(0x1004)
+}
+
+fn segment_base(operation: usize) -> Result<usize> {
+    let mut base = 0_usize;
+    // SAFETY: ARCH_GET_FS and ARCH_GET_GS store one word at the address given.
+    unsafe { syscall(libc::SYS_arch_prctl, [operation, ptr::from_mut(&mut base) as usize, 0, 0, 0, 0]) }?;
+    Ok(base)
+}
+
+/// The extended processor states the process has asked permission for (`ARCH_GET_XCOMP_PERM`), AMX among them.
+pub fn extended_state_permission() -> Result<u64> {
+    let mut mask = 0_u64;
+    // SAFETY: the call stores one 64-bit word at the address given.
+    unsafe { syscall(libc::SYS_arch_prctl, [0x1022, ptr::from_mut(&mut mask) as usize, 0, 0, 0, 0]) }?;
+    Ok(mask)
+}
+
+/// The address the kernel clears and wakes when this thread ends (`PR_GET_TID_ADDRESS`, `CONFIG_CHECKPOINT_RESTORE`).
+pub fn tid_address() -> Result<usize> {
+    let mut address = 0_usize;
+    // SAFETY: PR_GET_TID_ADDRESS stores one word at the address given.
+    unsafe { prctl(libc::PR_GET_TID_ADDRESS, [ptr::from_mut(&mut address) as usize, 0, 0, 0]) }?;
+    Ok(address)
+}
+
+/// The head of this thread's robust list and its announced size (`get_robust_list(2)`).
+pub fn robust_list() -> Result<(usize, usize)> {
+    let (mut head, mut len) = (0_usize, 0_usize);
+    let args = [0, ptr::from_mut(&mut head) as usize, ptr::from_mut(&mut len) as usize, 0, 0, 0];
+    // SAFETY: the call stores one word at each address given.
+    unsafe { syscall(libc::SYS_get_robust_list, args) }?;
+    Ok((head, len))
+}
+
+/// This thread's name, NUL-padded (`PR_GET_NAME`).
+pub fn thread_name() -> Result<[u8; 16]> {
+    let mut name = [0_u8; 16];
+    // SAFETY: PR_GET_NAME stores at most 16 bytes.
+    unsafe { prctl(libc::PR_GET_NAME, [name.as_mut_ptr() as usize, 0, 0, 0]) }?;
+    Ok(name)
+}
+
+/// The time of `clock` (`clock_gettime(2)`, by system call: never from the vdso).
+pub fn clock(clock: libc::clockid_t) -> Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills one timespec.
+    unsafe { syscall(libc::SYS_clock_gettime, [clock as usize, ptr::from_mut(&mut time) as usize, 0, 0, 0, 0]) }?;
+    Ok(Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0)))
+}
+
+/// Fills `into` with randomness from the kernel (`getrandom(2)`).
+pub fn random(into: &mut [u8]) -> Result<()> {
+    // SAFETY: getrandom writes at most `into.len()` bytes into the exclusively borrowed buffer. Up to 256 bytes are always
+    // delivered whole.
+    unsafe { syscall(libc::SYS_getrandom, [into.as_mut_ptr() as usize, into.len().min(256), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Names of the kernel (`uname(2)`).
+pub fn uname() -> Result<libc::utsname> {
+    let mut names = MaybeUninit::<libc::utsname>::zeroed();
+    // SAFETY: uname fills the whole structure.
+    unsafe { syscall(libc::SYS_uname, [names.as_mut_ptr() as usize, 0, 0, 0, 0, 0]) }?;
+    // SAFETY: all-zero is a valid value, and the call has filled it.
+    Ok(unsafe { names.assume_init() })
+}
+
+/// Real, effective and saved user ids (`getresuid(2)`).
+pub fn user_ids() -> Result<[u32; 3]> {
+    three_ids(libc::SYS_getresuid)
+}
+
+/// Real, effective and saved group ids (`getresgid(2)`).
+pub fn group_ids() -> Result<[u32; 3]> {
+    three_ids(libc::SYS_getresgid)
+}
+
+fn three_ids(number: libc::c_long) -> Result<[u32; 3]> {
+    let mut ids = [0_u32; 3];
+    let at = ids.as_mut_ptr() as usize;
+    // SAFETY: the call stores one 32-bit word at each of the three addresses, all inside the array.
+    unsafe { syscall(number, [at, at + 4, at + 8, 0, 0, 0]) }?;
+    Ok(ids)
+}
+
+/// The value of an interval timer (`getitimer(2)`).
+pub fn interval_timer(which: i32) -> Result<libc::itimerval> {
+    let mut timer = MaybeUninit::<libc::itimerval>::zeroed();
+    // SAFETY: getitimer fills the structure.
+    unsafe { syscall(libc::SYS_getitimer, [which as usize, timer.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    // SAFETY: all-zero is a valid value, and the call has filled it.
+    Ok(unsafe { timer.assume_init() })
+}
+
+/// Replaces the process by the program open at `fd` (`execveat(2)` with `AT_EMPTY_PATH`). Returns only on failure.
+///
+/// # Safety
+///
+/// `arguments` and `environment` are null-terminated arrays of pointers to NUL-terminated strings.
+pub unsafe fn exec_fd(fd: BorrowedFd<'_>, arguments: usize, environment: usize) -> crate::Errno {
+    let empty: &CStr = c"";
+    let args = [fd.as_raw_fd() as usize, empty.as_ptr() as usize, arguments, environment, libc::AT_EMPTY_PATH as usize, 0];
+    // SAFETY: the caller's promise about the arrays; the empty path is a constant.
+    match unsafe { syscall(libc::SYS_execveat, args) } {
+        Ok(_) => crate::Errno::new(0),
+        Err(errno) => errno,
+    }
+}
+
+fn simple(number: libc::c_long) -> usize {
+    // SAFETY: only used for calls without arguments that touch no memory and cannot fail.
+    unsafe { syscall(number, [0; 6]) }.unwrap_or(0)
+}
