@@ -48,14 +48,13 @@ pub struct Context {
 
 /// What contexts and their coordinator share.
 pub(crate) struct Shared {
-    pub(crate) name: String,
+    label: RwLock<Label>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) spawner: RwLock<Arc<dyn Spawner>>,
     pub(crate) audit: Option<Arc<dyn Audit>>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) deadlines: Deadlines,
     pub(crate) policy: Policy,
-    pub(crate) image: PathBuf,
     pub(crate) apply_env: bool,
     pub(crate) on_restore_failure: RestoreFailure,
     pub(crate) registry: Arc<Registry>,
@@ -69,6 +68,26 @@ pub(crate) struct Shared {
     next_id: AtomicU64,
     ready: Gate,
     ready_deferred: AtomicBool,
+}
+
+/// What the service is called and where its images go; the first may change once its arguments are known.
+struct Label {
+    name: String,
+    /// Without it, `NAME.crac`.
+    image: Option<PathBuf>,
+}
+
+impl Shared {
+    /// The service's name.
+    pub(crate) fn name(&self) -> String {
+        self.label.read().unwrap_or_else(std::sync::PoisonError::into_inner).name.clone()
+    }
+
+    /// Where images go when a request does not say.
+    pub(crate) fn image(&self) -> PathBuf {
+        let label = self.label.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        label.image.clone().unwrap_or_else(|| PathBuf::from(format!("{}.crac", label.name)))
+    }
 }
 
 /// Work that a sweep does on each held thread.
@@ -145,19 +164,17 @@ impl ContextBuilder {
     /// If the thread cannot be started.
     pub fn build(self) -> std::io::Result<Context> {
         let instance_id = fresh_instance(&*self.host);
-        let image = self.image.unwrap_or_else(|| PathBuf::from(format!("{}.crac", self.name)));
         let ready = Gate::new("readiness");
         ready.shut();
         let shared = Arc::new(Shared {
             life: RwLock::new(first_life(instance_id, self.host.clone(), &self.deadlines)),
-            name: self.name,
+            label: RwLock::new(Label { name: self.name, image: self.image }),
             engine: self.engine,
             spawner: RwLock::new(self.spawner),
             audit: self.audit,
             host: self.host,
             deadlines: self.deadlines,
             policy: self.policy,
-            image,
             apply_env: self.apply_env,
             on_restore_failure: self.on_restore_failure,
             registry: Arc::default(),
@@ -219,8 +236,16 @@ impl Context {
     }
 
     /// The service's name.
-    pub fn name(&self) -> &str {
-        &self.shared.name
+    pub fn name(&self) -> String {
+        self.shared.name()
+    }
+
+    /// Gives the service another name, for one that learns it from its arguments. A round under way may report the old one.
+    ///
+    /// The default image, `NAME.crac`, follows; an image path that was set when the context was built stays. Names are file names
+    /// and stand where a pid may stand: no `/`, not digits alone.
+    pub fn rename(&self, name: impl Into<String>) {
+        self.shared.label.write().unwrap_or_else(std::sync::PoisonError::into_inner).name = name.into();
     }
 
     /// The engine.
@@ -234,8 +259,8 @@ impl Context {
     }
 
     /// Where images go when a request does not say.
-    pub fn image(&self) -> &std::path::Path {
-        &self.shared.image
+    pub fn image(&self) -> PathBuf {
+        self.shared.image()
     }
 
     /// Registers a resource until the registration is dropped. Inside a round it counts from the next one.
@@ -331,7 +356,7 @@ impl Context {
     /// Says that the service is ready to serve, and so worth a checkpoint. Calls after the first do nothing.
     pub fn mark_ready(&self) {
         if self.shared.ready.is_shut() {
-            tracing::info!(name = %self.shared.name, "ready");
+            tracing::info!(name = %self.shared.name(), "ready");
             self.shared.ready.open();
         }
     }
@@ -363,13 +388,13 @@ impl Context {
     pub fn status(&self) -> Status {
         let life = self.life();
         Status {
-            name: self.shared.name.clone(),
+            name: self.shared.name(),
             engine: self.shared.engine.needs().engine.to_owned(),
             state: (*lock(&self.shared.state)).to_owned(),
             ready: self.is_ready(),
             generation: life.generation(),
             instance_id: life.instance_id(),
-            image: self.shared.image.clone(),
+            image: self.shared.image(),
             resources: self.resources(),
         }
     }
@@ -378,7 +403,7 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("name", &self.shared.name)
+            .field("name", &self.shared.name())
             .field("state", &*lock(&self.shared.state))
             .finish_non_exhaustive()
     }

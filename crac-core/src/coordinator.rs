@@ -89,7 +89,7 @@ impl Coordinator {
     /// Drives one round from the request to the answer.
     fn round(&mut self, request: CheckpointRequest, answer: Answer, inbox: &mpsc::Sender<Message>) {
         let mut round = self.begin(request, answer);
-        let span = tracing::info_span!("checkpoint", name = %self.shared.name, mode = %round.request.mode, image = %round.image.display());
+        let span = tracing::info_span!("checkpoint", name = %self.shared.name(), mode = %round.request.mode, image = %round.image.display());
         let _entered = span.enter();
         let mut event = Event::Requested { round: Round { mode: round.request.mode, batches: round.batches.len() } };
         loop {
@@ -111,13 +111,13 @@ impl Coordinator {
     fn begin(&self, request: CheckpointRequest, answer: Answer) -> RoundData {
         let now = Instant::now();
         let life = self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let image = request.image.clone().unwrap_or_else(|| self.shared.image.clone());
+        let image = request.image.clone().unwrap_or_else(|| self.shared.image());
         // Without a working directory a relative path stays relative, and the engine says what is wrong with it.
         let image = std::path::absolute(&image).unwrap_or(image);
         RoundData {
             image,
             metadata: ImageMetadata::new(
-                &*self.shared.name,
+                self.shared.name(),
                 ImageId(self.shared.host.fresh_id()),
                 life.generation(),
                 life.lineage(),
@@ -353,7 +353,7 @@ impl Coordinator {
     fn report(&self, ending: Ending, round: &mut RoundData) -> Report {
         let life = self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone();
         Report {
-            name: self.shared.name.clone(),
+            name: self.shared.name(),
             engine: self.shared.engine.needs().engine.to_owned(),
             mode: round.request.mode,
             ending: match ending {
@@ -384,11 +384,11 @@ impl Coordinator {
         match self.shared.on_restore_failure {
             RestoreFailure::Exit => {
                 // Not only to the log: whoever reads the exit status looks at standard error next.
-                eprintln!("crac: {} was restored but did not come back whole: {failures}; start it cold", self.shared.name);
+                eprintln!("crac: {} was restored but did not come back whole: {failures}; start it cold", self.shared.name());
                 std::process::exit(EXIT_RESTORE_FAILED)
             }
             RestoreFailure::StayShut => {
-                tracing::error!(name = %self.shared.name, %failures, "the restored life did not come back whole: the door stays shut");
+                tracing::error!(name = %self.shared.name(), %failures, "the restored life did not come back whole: the door stays shut");
             }
         }
     }

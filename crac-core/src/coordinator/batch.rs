@@ -57,8 +57,12 @@ impl Coordinator {
             Box::pin(async move { resource.before_checkpoint(&context).await })
         };
         let failures = round.failures.len();
-        let in_time = self.batch(Way::Down, at, round, inbox, &hook);
-        if in_time { Event::BatchDone { failed: round.failures.len() > failures } } else { Event::DownDeadline }
+        if self.batch(Way::Down, at, round, inbox, &hook) {
+            return Event::BatchDone { failed: round.failures.len() > failures };
+        }
+        // The way up begins here, without a release.
+        round.way_deadline = Instant::now() + self.shared.deadlines.up;
+        Event::DownDeadline
     }
 
     /// Tells batch `at` how the round ended.
