@@ -511,3 +511,26 @@ pub(crate) fn describe(error: &BoxError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::SimEngine;
+
+    #[test]
+    fn the_default_image_follows_a_new_name() {
+        let context = Context::builder("orders", Arc::new(SimEngine::new())).build().unwrap();
+        assert_eq!(context.image(), Path::new("orders.crac"));
+        context.rename("billing");
+        assert_eq!((context.status().name.as_str(), context.image()), ("billing", PathBuf::from("billing.crac")));
+    }
+
+    #[test]
+    fn a_chosen_image_stays_with_a_new_name() {
+        let context = Context::builder("orders", Arc::new(SimEngine::new())).image("/srv/a.crac").build().unwrap();
+        context.rename("billing");
+        assert_eq!(context.image(), Path::new("/srv/a.crac"));
+    }
+}
