@@ -1,0 +1,197 @@
+//! A world of its own for each test: a directory, a run directory, services that end with it.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{http, programs::program, wait_until};
+
+/// A private directory in which services and the `crac` command find each other.
+#[derive(Debug)]
+pub struct Lab {
+    dir: Option<tempfile::TempDir>,
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lab {
+    /// A new lab. When the test fails its directory is kept and its path printed.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("crac-lab-").tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("run")).expect("a run directory");
+        std::fs::set_permissions(dir.path().join("run"), std::fs::Permissions::from_mode(0o700))
+            .expect("a private run directory");
+        Self { dir: Some(dir) }
+    }
+
+    /// The lab's directory.
+    pub fn path(&self) -> &Path {
+        self.dir.as_ref().expect("the lab is there until it is dropped").path()
+    }
+
+    /// A path in the lab's directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// A command of `program` in this lab, without standard input.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.path())
+            .env("CRAC_RUN_DIR", self.path().join("run"))
+            .env("TMPDIR", self.path())
+            .env_remove("CRAC_IMAGE")
+            .env_remove("CRAC_CHECKPOINT_ON")
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `crac` with `args` to its end.
+    pub fn crac<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.command(program("crac")).args(args).output().expect("crac starts")
+    }
+
+    /// Runs `crac` with `args`, which must succeed; its standard output.
+    pub fn crac_ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let output = self.crac(args);
+        assert!(output.status.success(), "{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Starts `web-server` on a free port with `args`, and waits until it answers.
+    pub fn web_server(&self, args: &[&str]) -> Service {
+        let addr = free_addr();
+        let mut command = self.command(program("web-server"));
+        command.args(["--listen", &addr.to_string(), "--warm-mib", "1"]).args(args);
+        Service::start(command, addr).answering()
+    }
+
+    /// Starts the image as `crac restore` does, on a free port, and waits until it answers.
+    pub fn restore(&self, image: &Path, args: &[&str]) -> Service {
+        let addr = free_addr();
+        let mut command = self.command(program("crac"));
+        command.arg("restore").arg(image).args(["--", "--listen", &addr.to_string()]).args(args);
+        Service::start(command, addr).answering()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(dir) = self.dir.take().filter(|_| std::thread::panicking()) {
+            eprintln!("the lab of the failed test is kept: {}", dir.keep().display());
+        }
+    }
+}
+
+/// A process under test; killed when dropped.
+#[derive(Debug)]
+pub struct Service {
+    child: Child,
+    /// Where it listens, as far as it does.
+    pub addr: SocketAddr,
+    output: Arc<Mutex<String>>,
+}
+
+impl Service {
+    /// Starts `command`, which is told elsewhere to listen at `addr`. Its output is collected and shown when the test fails.
+    pub fn start(mut command: Command, addr: SocketAddr) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let output = Arc::new(Mutex::new(String::new()));
+        collect(child.stdout.take().expect("piped"), output.clone());
+        collect(child.stderr.take().expect("piped"), output.clone());
+        Self { child, addr, output }
+    }
+
+    /// Waits until the service answers `GET /`.
+    pub fn answering(mut self) -> Self {
+        let addr = self.addr;
+        wait_until("the service answers", || {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                panic!("the service ended with {status} before it answered:\n{}", self.output());
+            }
+            http::exchange(addr, "GET", "/", "").ok().filter(|answer| answer.status == 200)
+        });
+        self
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far.
+    pub fn output(&self) -> String {
+        self.output.lock().expect("no collector panics").clone()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_until("the service ends", || self.child.try_wait().expect("our child"))
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("our child").is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our child can be signalled");
+    }
+
+    /// `GET path`, which must be answered with 200.
+    pub fn get(&self, path: &str) -> http::Answer {
+        http::get(self.addr, path)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- output of process {}:\n{}", self.child.id(), self.output());
+        }
+    }
+}
+
+/// Collects what comes from `source` until its end.
+fn collect(source: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(source).lines().map_while(Result::ok) {
+            let mut into = into.lock().expect("no collector panics");
+            into.push_str(&line);
+            into.push('\n');
+        }
+    });
+}
+
+/// An address on loopback that is free and stays so: on a loopback host of this process's own (all of 127.0.0.0/8 is this
+/// machine), so that no other test's connections take the port meanwhile.
+pub fn free_addr() -> SocketAddr {
+    let pid = std::process::id();
+    let [_, high, middle, low] = pid.to_be_bytes();
+    let host = Ipv4Addr::new(127, 64 | high, middle, low);
+    TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("loopback has free ports")
+}
+
+/// Bytes as text, for messages.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,154 @@
+//! A service is checkpointed, gone, and comes back: as itself, as clones, again and again.
+
+use std::collections::HashSet;
+
+use crac_tests::{
+    http::{self, NoAnswer},
+    lab::{Lab, text},
+    wait_until,
+};
+
+/// Checkpoints `service` into `image` with the command, which exits once the image is safe.
+fn checkpoint(lab: &Lab, service: &mut crac_tests::lab::Service, image: &std::path::Path) {
+    lab.crac_ok(["checkpoint".as_ref(), service.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
+    let status = service.wait();
+    assert!(status.success(), "{status}\n{}", service.output());
+}
+
+#[test]
+fn state_pool_and_listener_come_back() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    assert_eq!(service.get("/counter").body.trim(), "1");
+    assert_eq!(service.get("/counter").body.trim(), "2");
+    assert!(http::exchange(service.addr, "POST", "/orders", "before").unwrap().status < 300);
+    let warm = service.get("/warm/7").body;
+    let before = service.get("/instance").json();
+
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    assert!(matches!(http::exchange(service.addr, "GET", "/", ""), Err(NoAnswer::Refused(_))), "nobody listens while it is away");
+
+    let restored = lab.restore(&image, &[]);
+    assert_eq!(restored.get("/counter").body.trim(), "3");
+    assert_eq!(restored.get("/warm/7").body, warm);
+    assert!(http::exchange(restored.addr, "POST", "/orders", "after").unwrap().status < 300);
+    let orders = restored.get("/orders").body;
+    assert!(orders.contains("before") && orders.contains("after"), "{orders}");
+    let after = restored.get("/instance").json();
+    assert_eq!((&before["generation"], &before["restored"]), (&0.into(), &false.into()));
+    assert_eq!((&after["generation"], &after["restored"]), (&1.into(), &true.into()));
+    assert_ne!(before["instance_id"], after["instance_id"]);
+    assert_eq!(after["pid"], restored.pid());
+}
+
+#[test]
+fn the_image_is_a_program() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    service.get("/counter");
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let addr = crac_tests::lab::free_addr();
+    let mut command = lab.command(&image);
+    command.args(["--", "--listen", &addr.to_string()]);
+    let restored = crac_tests::lab::Service::start(command, addr).answering();
+    assert_eq!(restored.get("/counter").body.trim(), "2");
+}
+
+#[test]
+fn become_keeps_the_process_and_proves_the_image() {
+    let lab = Lab::new();
+    let service = lab.web_server(&[]);
+    service.get("/counter");
+    let image = lab.file("web.crac");
+    let pid = service.pid().to_string();
+    lab.crac_ok(["checkpoint".as_ref(), pid.as_ref(), "--become".as_ref(), "--image".as_ref(), image.as_os_str()]);
+    let mut service = service.answering();
+    let instance = service.get("/instance").json();
+    assert_eq!((&instance["generation"], &instance["pid"]), (&1.into(), &service.pid().into()));
+    assert_eq!(service.get("/counter").body.trim(), "2");
+    assert!(service.is_running());
+}
+
+#[test]
+fn clones_share_state_but_not_randomness() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    service.get("/random");
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let clones: Vec<_> = (0..3).map(|_| lab.restore(&image, &[])).collect();
+    let mut drawn = HashSet::new();
+    for clone in &clones {
+        // Every worker thread has generators of its own, so one draw is not enough.
+        for _ in 0..16 {
+            let random = clone.get("/random").json();
+            for generator in ["rand", "uuid", "fast"] {
+                assert!(drawn.insert(random[generator].to_string()), "{generator} repeats: {random}");
+            }
+        }
+    }
+    let ids: HashSet<_> = clones.iter().map(|clone| clone.get("/instance").json()["instance_id"].to_string()).collect();
+    assert_eq!(ids.len(), clones.len());
+}
+
+#[test]
+fn generations_follow_each_other() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    let mut sizes = Vec::new();
+    for generation in 1..=10_u64 {
+        service.get("/counter");
+        let image = lab.file(&format!("{generation}.crac"));
+        checkpoint(&lab, &mut service, &image);
+        sizes.push(std::os::unix::fs::MetadataExt::blocks(&image.metadata().unwrap()) * 512);
+        service = lab.restore(&image, &[]);
+        assert_eq!(service.get("/instance").json()["generation"], generation);
+    }
+    assert_eq!(service.get("/counter").body.trim(), "11");
+    let (first, last) = (sizes[0], sizes[sizes.len() - 1]);
+    assert!(last < first + first / 2 + (4 << 20), "the image grows with the generations: {sizes:?}");
+}
+
+#[test]
+fn the_clock_of_a_restored_service_does_not_run_wild() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    wait_until("a few ticks", || (service.get("/ticks").json()["ticks"].as_u64()? >= 3).then_some(()));
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let restored = lab.restore(&image, &[]);
+    let first = restored.get("/ticks").json()["ticks"].as_u64().expect("a number");
+    wait_until("more ticks", || (restored.get("/ticks").json()["ticks"].as_u64()? >= first + 3).then_some(()));
+}
+
+#[test]
+fn new_arguments_environment_and_names_reach_the_restored_life() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&["--name", "orders"]);
+    let listed: serde_json::Value = serde_json::from_str(&lab.crac_ok(["ps", "--json"])).unwrap();
+    assert!(listed.to_string().contains("orders"), "{listed}");
+    lab.crac_ok(["checkpoint", "orders"]);
+    assert!(service.wait().success());
+    let image = lab.file("orders.crac");
+    assert!(image.is_file(), "the default image is NAME.crac where the caller stands");
+    let inspected: serde_json::Value =
+        serde_json::from_str(&lab.crac_ok(["inspect".as_ref(), "--json".as_ref(), image.as_os_str()])).unwrap();
+    assert!(inspected.to_string().contains("orders"), "{inspected}");
+    lab.crac_ok(["verify".as_ref(), image.as_os_str()]);
+    let restored = lab.restore(&image, &[]);
+    restored.get("/");
+}
+
+#[test]
+fn a_check_finds_nothing_and_takes_nothing() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    lab.crac_ok(["check", &service.pid().to_string()]);
+    assert!(service.is_running());
+    assert_eq!(service.get("/instance").json()["generation"], 0);
+    assert!(!lab.file("web-server.crac").exists());
+    let unknown = lab.crac(["check", "nobody-of-that-name"]);
+    assert_eq!(unknown.status.code(), Some(3), "{}", text(&unknown.stderr));
+}
