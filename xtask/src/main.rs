@@ -1,1 +1,44 @@
-fn main() {}
+//! Development tasks. `cargo xtask` without a task lists them.
+
+mod ci;
+mod deny;
+mod shell;
+mod skips;
+mod test;
+mod tidy;
+mod workspace;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, the state
+                   chart, the changelog, paths, lengths; --write redraws the chart
+  test             set everything up and run all tests, the end-to-end ones as this user and as nobody
+  deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
+  ci [STEP]...     what the continuous integration runs, or only the named steps of it";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[&str]) -> Result<()> {
+    match args {
+        ["tidy"] => tidy::run(tidy::Chart::Check),
+        ["tidy", "--write"] => tidy::run(tidy::Chart::Write),
+        ["test"] => test::run(),
+        ["deny"] => deny::run(),
+        ["ci", steps @ ..] => ci::run(steps),
+        [] => bail!("no task given\n{USAGE}"),
+        other => bail!("unknown task `{}`\n{USAGE}", other.join(" ")),
+    }
+}

@@ -1,0 +1,123 @@
+//! What the continuous integration runs, step by step, on any machine.
+
+use crate::workspace::{self, Package};
+use crate::{deny, shell, test, tidy};
+use anyhow::{Result, bail};
+use std::time::{Duration, Instant};
+
+/// A step has a name to be called by, and does its work.
+type Step = (&'static str, fn() -> Result<()>);
+
+/// The quick ones first; the tests last, so that their closing lines are the last thing to be read.
+const STEPS: [Step; 9] = [
+    ("fmt", fmt),
+    ("tidy", || tidy::run(tidy::Chart::Check)),
+    ("clippy", clippy),
+    ("doc", doc),
+    ("foreign", foreign),
+    ("deny", deny::run),
+    ("loom", loom),
+    ("package", package),
+    ("test", test::run),
+];
+
+/// No single command takes longer on two cores.
+const DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// The target on which everything must at least compile, with the native engine answering `Unsupported`.
+const FOREIGN: &str = "aarch64-unknown-linux-gnu";
+
+/// Runs the steps named in `wanted`, or all, and says how long each took.
+///
+/// # Errors
+///
+/// A step failed (the others were run all the same), or there is no step of a wanted name.
+pub(crate) fn run(wanted: &[&str]) -> Result<()> {
+    if let Some(unknown) = wanted.iter().find(|name| !STEPS.iter().any(|(step, _)| step == *name)) {
+        bail!("no step `{unknown}`; there are {}", STEPS.map(|(name, _)| name).join(", "));
+    }
+    let mut lines = Vec::new();
+    let mut failed = Vec::new();
+    for (name, work) in STEPS.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(name)) {
+        eprintln!("\n==> {name}");
+        let start = Instant::now();
+        let result = work();
+        let verdict = match &result {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("FAILED: {error:#}"),
+        };
+        eprintln!("==> {name} {verdict}");
+        lines.push(format!("{name:10} {:6.1} s  {verdict}", start.elapsed().as_secs_f64()));
+        if result.is_err() {
+            failed.push(*name);
+        }
+    }
+    println!("\n{}", lines.join("\n"));
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn fmt() -> Result<()> {
+    shell::run(&mut shell::cargo(["fmt", "--all", "--check"]), DEADLINE)
+}
+
+fn clippy() -> Result<()> {
+    shell::run(&mut shell::cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]), DEADLINE)
+}
+
+fn doc() -> Result<()> {
+    let mut command = shell::cargo(["doc", "--workspace", "--lib", "--no-deps", "--all-features"]);
+    shell::run(command.env("RUSTDOCFLAGS", "-D warnings"), DEADLINE)
+}
+
+fn foreign() -> Result<()> {
+    let installed = |list: String| list.lines().any(|target| target == FOREIGN);
+    let list = || shell::output(&mut shell::command("rustup", ["target", "list", "--installed"]));
+    let mut is_there = list().is_ok_and(installed);
+    if !is_there {
+        let download = shell::run(&mut shell::command("rustup", ["target", "add", FOREIGN]), DEADLINE);
+        is_there = download.is_ok() && list().is_ok_and(installed);
+    }
+    if !is_there {
+        return test::skip("check for another target", &format!("rustup cannot install {FOREIGN}"));
+    }
+    // `crac-sqlx` is left out: SQLite is C and would need a C compiler for the target.
+    let packages = ["crac-core", "crac-sys", "crac-audit", "crac-native", "crac-tokio", "crac-hyper", "crac-macros", "crac"];
+    let mut command = shell::cargo(["check", "--target", FOREIGN]);
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    shell::run(&mut command, DEADLINE)
+}
+
+/// The gate under every order of its threads. Other flags, so another target directory, or all would be built twice.
+fn loom() -> Result<()> {
+    let target = workspace::metadata()?.target_directory.join("loom");
+    let mut command = shell::cargo(["test", "--package", "crac-core", "--release", "--lib", "gate"]);
+    shell::run(command.env("RUSTFLAGS", "--cfg crac_loom").env("CARGO_TARGET_DIR", target), DEADLINE)
+}
+
+/// Builds each published crate from nothing but its package.
+fn package() -> Result<()> {
+    let packages = workspace::metadata()?.packages;
+    let mut command = shell::cargo(["package", "--workspace", "--allow-dirty", "--quiet"]);
+    let unpublished = packages.iter().filter(|package| !Package::is_published(package));
+    command.args(unpublished.flat_map(|package| ["--exclude", &package.name]));
+    shell::run(&mut command, DEADLINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{STEPS, run};
+
+    #[test]
+    fn an_unknown_step_is_answered_with_the_known_ones() {
+        let error = run(&["clippy", "lint"]).unwrap_err().to_string();
+        assert!(error.starts_with("no step `lint`; there are fmt, tidy"), "{error}");
+    }
+
+    #[test]
+    fn the_tests_close_the_run() {
+        assert_eq!(STEPS.last().map(|(name, _)| *name), Some("test"));
+    }
+}

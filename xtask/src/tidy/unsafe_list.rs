@@ -1,0 +1,137 @@
+//! The wall: which files may say `unsafe`, and why.
+
+use super::Problem;
+use crate::workspace::File;
+use proc_macro2::{TokenStream, TokenTree};
+use std::collections::BTreeSet;
+
+/// Path, and the reason why the file cannot do without. A path ending in `/` stands for all files below it.
+const ALLOWED: [(&str, &str); 4] = [
+    ("crac-sys/src/", "wraps the kernel for everyone else"),
+    ("crac-native/stub/src/", "runs before Rust is ready: no heap, no thread-local storage"),
+    ("crac-native/src/layout.rs", "reads and writes the records shared with the stub as bytes"),
+    ("crac-macros/tests/ui/pass/signature_is_kept.rs", "shows that an unsafe function stays unsafe"),
+];
+
+pub(crate) fn check(files: &[File]) -> Vec<Problem> {
+    check_against(files, &ALLOWED)
+}
+
+fn check_against(files: &[File], allowed: &[(&str, &str)]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut used = BTreeSet::new();
+    for file in files.iter().filter(|file| file.path.ends_with(".rs")) {
+        let says_unsafe = match says_unsafe(&file.text) {
+            Ok(says_unsafe) => says_unsafe,
+            // Without the word there is nothing to find, however broken the file is: some tests need one that is.
+            Err(_) if !file.text.contains("unsafe") => false,
+            Err(error) => {
+                problems.push(Problem::new(&file.path, format!("cannot be read as Rust: {error}")));
+                continue;
+            }
+        };
+        let entry = allowed.iter().find(|(path, _)| file.path == *path || (path.ends_with('/') && file.path.starts_with(path)));
+        match (says_unsafe, entry) {
+            (true, None) => problems.push(Problem::new(
+                &file.path,
+                "says `unsafe` outside of the wall; call crac-sys, or list it with a reason in xtask/src/tidy/unsafe_list.rs",
+            )),
+            (true, Some((path, _))) => {
+                used.insert(*path);
+            }
+            (false, _) => {}
+        }
+    }
+    for (path, _) in allowed.iter().filter(|(path, _)| !used.contains(path)) {
+        problems.push(Problem::new(*path, "is listed in xtask/src/tidy/unsafe_list.rs but says `unsafe` nowhere; strike it out"));
+    }
+    problems
+}
+
+/// Whether `unsafe` occurs as a keyword: not in a comment or a text, and not as a part of a lint's name.
+fn says_unsafe(source: &str) -> Result<bool, proc_macro2::LexError> {
+    let source = match source.strip_prefix("#!") {
+        Some(rest) if !rest.trim_start().starts_with('[') => rest.split_once('\n').map_or("", |(_, rest)| rest),
+        _ => source,
+    };
+    Ok(has_unsafe(source.parse()?))
+}
+
+fn has_unsafe(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => ident == "unsafe",
+        TokenTree::Group(group) => has_unsafe(group.stream()),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_against, says_unsafe};
+    use crate::workspace::File;
+
+    #[test]
+    fn the_keyword_is_found_wherever_it_may_stand() {
+        for source in [
+            "fn f() { unsafe { g() } }",
+            "unsafe fn f() {}",
+            "unsafe impl Send for S {}",
+            "unsafe extern \"C\" {}",
+            "#[unsafe(no_mangle)] fn f() {}",
+            "macro_rules! m { () => { unsafe { g() } } }",
+            "fn f<'unsafely>() { /* \" */ unsafe {} /* \" */ }",
+        ] {
+            assert!(says_unsafe(source).unwrap(), "{source}");
+        }
+    }
+
+    #[test]
+    fn comments_texts_and_lint_names_do_not_count() {
+        for source in [
+            "#![forbid(unsafe_code)]",
+            "#![deny(unsafe_op_in_unsafe_fn)]",
+            "//! unsafe\n/// unsafe\n// unsafe\n/* unsafe /* unsafe */ */ fn f() {}",
+            "const A: &str = \"unsafe {}\";",
+            "const A: &str = r#\"\" unsafe {} \"\"#;",
+            "const A: &[u8] = b\"\\\" unsafe\";",
+            "const A: char = '\"'; // unsafe",
+            "#!/usr/bin/env unsafe\nfn main() {}",
+        ] {
+            assert!(!says_unsafe(source).unwrap(), "{source}");
+        }
+    }
+
+    fn file(path: &str, text: &str) -> File {
+        File { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    fn found(files: &[File]) -> Vec<String> {
+        let allowed = [("a/wall.rs", "wraps"), ("sys/", "wraps")];
+        check_against(files, &allowed).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn files_inside_of_the_wall_may_and_others_may_not() {
+        let files = ["a/wall.rs", "sys/deep/file.rs", "a/other.rs"].map(|path| file(path, "unsafe fn f() {}"));
+        let found = found(&files);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("a/other.rs: says `unsafe` outside of the wall"), "{found:?}");
+    }
+
+    #[test]
+    fn an_entry_that_nothing_needs_is_reported() {
+        let files = [file("a/wall.rs", "fn f() {}"), file("sys/file.rs", "unsafe fn f() {}")];
+        let found = found(&files);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("a/wall.rs: is listed"), "{found:?}");
+    }
+
+    #[test]
+    fn a_file_that_hides_the_word_in_broken_source_is_reported() {
+        let files =
+            [file("a/wall.rs", "unsafe"), file("sys/f.rs", "unsafe"), file("b.rs", "fn f( { unsafe {"), file("c.rs", "fn f( {")];
+        let found = found(&files);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("b.rs: cannot be read as Rust"), "{found:?}");
+    }
+}
