@@ -1,0 +1,158 @@
+//! An image that is not what it should be is refused before anything is touched, with the reason.
+
+use std::{
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use crac_tests::{
+    lab::{Lab, text},
+    skip::skip,
+};
+
+const START_COLD: i32 = 20;
+const UNTRUSTED: i32 = 21;
+
+struct Taken {
+    lab: Lab,
+    image: PathBuf,
+    inspected: serde_json::Value,
+}
+
+/// One image of a small service.
+fn taken() -> Taken {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&["--warm-mib", "0"]);
+    let image = lab.file("web.crac");
+    lab.crac_ok(["checkpoint".as_ref(), service.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
+    assert!(service.wait().success());
+    let inspected = serde_json::from_str(&lab.crac_ok(["inspect".as_ref(), "--json".as_ref(), image.as_os_str()])).unwrap();
+    Taken { lab, image, inspected }
+}
+
+impl Taken {
+    /// A copy of the image with one byte changed.
+    fn flipped(&self, at: u64) -> PathBuf {
+        let copy = self.lab.file("flipped.crac");
+        std::fs::copy(&self.image, &copy).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&copy).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+        copy
+    }
+
+    fn restore(&self, image: &Path) -> Output {
+        self.lab.crac(["restore".as_ref(), image.as_os_str()])
+    }
+
+    fn refused(&self, image: &Path, codes: &[i32]) -> String {
+        let output = self.restore(image);
+        let said = text(&output.stderr);
+        assert!(output.status.code().is_some_and(|code| codes.contains(&code)), "{:?}: {said}", output.status);
+        assert!(!said.is_empty(), "a refusal says why");
+        said
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.inspected[name].as_u64().unwrap_or_else(|| panic!("`{name}` is missing: {}", self.inspected))
+    }
+}
+
+#[test]
+fn flipped_bytes_in_header_manifest_and_tables_are_refused() {
+    let taken = taken();
+    let (begin, bytes) = (taken.number("metadata_offset"), taken.number("metadata_bytes"));
+    let step = (bytes / 48).max(1) as usize;
+    for at in (begin..begin + bytes).step_by(step) {
+        taken.refused(&taken.flipped(at), &[START_COLD, UNTRUSTED]);
+    }
+}
+
+#[test]
+fn flipped_page_data_is_found_by_verify() {
+    let taken = taken();
+    let at = taken.number("data_offset");
+    let copy = taken.flipped(at);
+    let output = taken.lab.crac(["verify".as_ref(), copy.as_os_str()]);
+    assert_eq!(output.status.code(), Some(UNTRUSTED), "{}", text(&output.stderr));
+    assert!(taken.lab.crac(["verify".as_ref(), taken.image.as_os_str()]).status.success());
+}
+
+#[test]
+fn truncated_images_are_refused() {
+    let taken = taken();
+    let whole = taken.image.metadata().unwrap().len();
+    for bytes in
+        [0, 1, 63, 4096, taken.number("metadata_offset") + 8, taken.number("data_offset"), whole / 2, whole - 4096, whole - 1]
+    {
+        let copy = taken.lab.file("short.crac");
+        std::fs::copy(&taken.image, &copy).unwrap();
+        std::fs::File::options().write(true).open(&copy).unwrap().set_len(bytes).unwrap();
+        taken.refused(&copy, &[UNTRUSTED]);
+        for verb in ["inspect", "verify"] {
+            let output = taken.lab.crac([verb.as_ref(), copy.as_os_str()]);
+            assert_eq!(output.status.code(), Some(UNTRUSTED), "{verb} of {bytes} bytes: {}", text(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn foreign_files_are_refused() {
+    let taken = taken();
+    let program = crac_tests::programs::program("web-server");
+    taken.refused(&program, &[UNTRUSTED]);
+    let text_file = taken.lab.file("text.crac");
+    std::fs::write(&text_file, "not an image").unwrap();
+    std::fs::set_permissions(&text_file, std::fs::Permissions::from_mode(0o700)).unwrap();
+    taken.refused(&text_file, &[UNTRUSTED]);
+    taken.refused(&taken.lab.file("not-there.crac"), &[1, START_COLD]);
+    taken.refused(taken.lab.path(), &[UNTRUSTED]);
+}
+
+#[test]
+fn images_that_others_may_write_are_refused() {
+    let taken = taken();
+    for mode in [0o720, 0o702] {
+        std::fs::set_permissions(&taken.image, std::fs::Permissions::from_mode(mode)).unwrap();
+        assert!(taken.refused(&taken.image, &[UNTRUSTED]).contains("writ"));
+    }
+}
+
+#[test]
+fn images_of_strangers_are_refused() {
+    let name = "images_of_strangers_are_refused";
+    if !rustix::process::geteuid().is_root() {
+        return skip_unprivileged(name);
+    }
+    let taken = taken();
+    std::os::unix::fs::chown(&taken.image, Some(12345), None).unwrap();
+    assert!(taken.refused(&taken.image, &[UNTRUSTED]).contains("12345"));
+}
+
+/// What only root can arrange is tested by the run of this suite as root; CI has both.
+fn skip_unprivileged(name: &str) {
+    if std::env::var_os("CRAC_TEST_AS_NOBODY").is_some() {
+        return;
+    }
+    skip(name, "only root can give a file away");
+}
+
+#[test]
+fn a_rebuilt_program_makes_run_start_cold() {
+    let taken = taken();
+    let other = taken.lab.file("web-server");
+    std::fs::copy(crac_tests::programs::program("web-server"), &other).unwrap();
+    let mut bytes = std::fs::read(&other).unwrap();
+    // Another build: the note with the build id differs, or if there is none, the content.
+    bytes.push(0);
+    std::fs::write(&other, bytes).unwrap();
+    let addr = crac_tests::lab::free_addr();
+    let mut command = taken.lab.command(crac_tests::programs::program("crac"));
+    command.arg("run").arg("--image").arg(&taken.image).args(["--checkpoint-on", "never", "--"]);
+    command.arg(&other).args(["--listen", &addr.to_string(), "--warm-mib", "0"]);
+    let service = crac_tests::lab::Service::start(command, addr).answering();
+    assert_eq!(service.get("/instance").json()["generation"], 0, "{}", service.output());
+    assert!(service.output().contains("cold"), "it says why: {}", service.output());
+}
