@@ -1,6 +1,6 @@
 //! The whole way without privilege: in a container's default seccomp profile.
 
-use crac_tests::{
+use crac_testing::{
     lab::{Lab, Service, free_addr, text},
     programs::program,
 };

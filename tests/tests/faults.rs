@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use crac_tests::{
+use crac_testing::{
     lab::{Lab, Service, free_addr, text},
     programs::program,
     skip::skip,

@@ -6,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use crac_tests::{
+use crac_testing::{
     lab::{Lab, text},
     skip::skip,
 };
@@ -101,7 +101,7 @@ fn truncated_images_are_refused() {
 #[test]
 fn foreign_files_are_refused() {
     let taken = taken();
-    let program = crac_tests::programs::program("web-server");
+    let program = crac_testing::programs::program("web-server");
     taken.refused(&program, &[UNTRUSTED]);
     let text_file = taken.lab.file("text.crac");
     std::fs::write(&text_file, "not an image").unwrap();
@@ -143,16 +143,16 @@ fn skip_unprivileged(name: &str) {
 fn a_rebuilt_program_makes_run_start_cold() {
     let taken = taken();
     let other = taken.lab.file("web-server");
-    std::fs::copy(crac_tests::programs::program("web-server"), &other).unwrap();
+    std::fs::copy(crac_testing::programs::program("web-server"), &other).unwrap();
     let mut bytes = std::fs::read(&other).unwrap();
     // Another build: the note with the build id differs, or if there is none, the content.
     bytes.push(0);
     std::fs::write(&other, bytes).unwrap();
-    let addr = crac_tests::lab::free_addr();
-    let mut command = taken.lab.command(crac_tests::programs::program("crac"));
+    let addr = crac_testing::lab::free_addr();
+    let mut command = taken.lab.command(crac_testing::programs::program("crac"));
     command.arg("run").arg("--image").arg(&taken.image).args(["--checkpoint-on", "never", "--"]);
     command.arg(&other).args(["--listen", &addr.to_string(), "--warm-mib", "0"]);
-    let service = crac_tests::lab::Service::start(command, addr).answering();
+    let service = crac_testing::lab::Service::start(command, addr).answering();
     assert_eq!(service.get("/instance").json()["generation"], 0, "{}", service.output());
     assert!(service.output().contains("cold"), "it says why: {}", service.output());
 }

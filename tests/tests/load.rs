@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use crac_tests::{
+use crac_testing::{
     http::{self, NoAnswer},
     lab::{Lab, Service},
     programs::program,
@@ -81,7 +81,7 @@ fn many_rounds_under_load_lose_double_and_break_nothing() {
         assert!(service.wait().success(), "round {round}:\n{}", service.output());
         service = again(&lab, &image, addr);
         let counted = seen.counted.load(Ordering::SeqCst);
-        crac_tests::wait_until("requests succeed after the restore", || {
+        crac_testing::wait_until("requests succeed after the restore", || {
             (seen.counted.load(Ordering::SeqCst) > counted).then_some(())
         });
         let wrong = seen.wrong.lock().unwrap();

@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use crac_tests::{
+use crac_testing::{
     http::{self, NoAnswer},
     lab::{Lab, text},
     wait_until,
 };
 
 /// Checkpoints `service` into `image` with the command, which exits once the image is safe.
-fn checkpoint(lab: &Lab, service: &mut crac_tests::lab::Service, image: &std::path::Path) {
+fn checkpoint(lab: &Lab, service: &mut crac_testing::lab::Service, image: &std::path::Path) {
     lab.crac_ok(["checkpoint".as_ref(), service.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
     let status = service.wait();
     assert!(status.success(), "{status}\n{}", service.output());
@@ -49,10 +49,10 @@ fn the_image_is_a_program() {
     service.get("/counter");
     let image = lab.file("web.crac");
     checkpoint(&lab, &mut service, &image);
-    let addr = crac_tests::lab::free_addr();
+    let addr = crac_testing::lab::free_addr();
     let mut command = lab.command(&image);
     command.args(["--", "--listen", &addr.to_string()]);
-    let restored = crac_tests::lab::Service::start(command, addr).answering();
+    let restored = crac_testing::lab::Service::start(command, addr).answering();
     assert_eq!(restored.get("/counter").body.trim(), "2");
 }
 

@@ -1,6 +1,6 @@
 //! The line for ENTRYPOINT and ExecStart: restore if it fits, else start cold and take an image.
 
-use crac_tests::{
+use crac_testing::{
     lab::{Lab, Service, free_addr, text},
     programs::program,
     wait_until,
@@ -24,7 +24,7 @@ fn the_first_start_is_cold_takes_the_image_and_becomes_it_and_the_second_restore
     let lab = Lab::new();
     let first = run(&lab, "web.crac", "ready");
     wait_until("the service has become its image", || {
-        let answer = crac_tests::http::exchange(first.addr, "GET", "/instance", "").ok()?;
+        let answer = crac_testing::http::exchange(first.addr, "GET", "/instance", "").ok()?;
         (answer.status == 200 && answer.json()["generation"] == 1).then_some(())
     });
     assert!(lab.file("web.crac").is_file());
