@@ -20,7 +20,7 @@ pub(crate) fn run() -> Result<()> {
     let target = workspace::metadata()?.target_directory;
     let tools = target.join("tools");
     let program = tools.join("bin/cargo-deny");
-    if !shell::succeeds(shell::command(&program, ["--version"]).env_remove("CARGO")) {
+    if !shell::succeeds(&mut shell::command(&program, ["--version"])) {
         let mut install = shell::cargo(["install", "cargo-deny", "--locked", "--debug", "--no-default-features", "--quiet"]);
         install.args(["--version", VERSION, "--root"]).arg(&tools).arg("--target-dir").arg(tools.join("build"));
         if let Err(error) = shell::run(&mut install, DEADLINE) {

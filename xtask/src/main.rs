@@ -1,7 +1,10 @@
 //! Development tasks. `cargo xtask` without a task lists them.
 
+mod bench;
 mod ci;
+mod demo;
 mod deny;
+mod measure;
 mod shell;
 mod skips;
 mod test;
@@ -14,9 +17,12 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
+  demo             build everything and show the whole way: start, warm, traffic, checkpoint, restore, clones
   tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, the state
                    chart, the changelog, paths, lengths; --write redraws the chart
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
+  bench restore    time restore against cold start and against a program that does nothing but answer
+  soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
   ci [STEP]...     what the continuous integration runs, or only the named steps of it";
 
@@ -33,6 +39,10 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
+        ["demo"] => demo::run(),
+        ["bench", "restore"] => bench::restore(),
+        ["soak"] => test::soak(1000),
+        ["soak", rounds] => test::soak(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Chart::Check),
         ["tidy", "--write"] => tidy::run(tidy::Chart::Write),
         ["test"] => test::run(),

@@ -85,7 +85,7 @@ pub(crate) fn is_installed(name: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
-/// Whether this is the continuous integration, where nothing may be left out silently.
+/// Whether this is a continuous integration, by the variable that all of them set.
 pub(crate) fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| value == "true")
 }
