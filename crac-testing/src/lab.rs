@@ -8,11 +8,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{http, programs::program, wait_until};
+use crate::{PATIENCE, http, programs::program, wait_until};
 
 /// A private directory in which services and the `crac` command find each other.
 #[derive(Debug)]
@@ -115,6 +116,21 @@ impl Service {
         collect(child.stdout.take().expect("piped"), output.clone());
         collect(child.stderr.take().expect("piped"), output.clone());
         Self { child, addr, output }
+    }
+
+    /// Starts `command` and asks `GET path` until it is answered with 200; how long that took, the start of the process included.
+    ///
+    /// Between two attempts it sleeps for some 50 µs: that is the resolution.
+    pub fn timed(command: Command, addr: SocketAddr, path: &str) -> (Self, Duration) {
+        let begun = Instant::now();
+        let mut service = Self::start(command, addr);
+        loop {
+            if http::exchange(addr, "GET", path, "").is_ok_and(|answer| answer.status == 200) {
+                return (service, begun.elapsed());
+            }
+            assert!(service.is_running() && begun.elapsed() < PATIENCE, "the service does not answer:\n{}", service.output());
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 
     /// Waits until the service answers `GET /`.

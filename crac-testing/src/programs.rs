@@ -1,6 +1,16 @@
 //! Where the programs under test are.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes the programs from `directory` from now on; the first choice stays.
+pub fn take_from(directory: &Path) {
+    CHOSEN.get_or_init(|| directory.to_owned());
+}
 
 /// The program called `name`, built by `cargo xtask test` (or `cargo build --workspace --bins`).
 ///
@@ -13,8 +23,11 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// The directory of the build profile that this test belongs to, or `CRAC_TEST_PROGRAMS`.
+/// The directory that was chosen, else `CRAC_TEST_PROGRAMS`, else that of the build profile that this test belongs to.
 fn directory() -> PathBuf {
+    if let Some(chosen) = CHOSEN.get() {
+        return chosen.clone();
+    }
     if let Some(given) = std::env::var_os("CRAC_TEST_PROGRAMS") {
         return given.into();
     }

@@ -8,7 +8,7 @@ use crac_testing::lab::{Lab, Service, free_addr};
 use crate::{
     demo::build_release,
     measure::{Runs, machine},
-    shell,
+    workspace,
 };
 
 /// Counted runs of each thing; `CRAC_BENCH_RUNS` chooses another number.
@@ -99,8 +99,8 @@ fn take(lab: &Lab, mib: usize) -> Result<(PathBuf, Runs)> {
 
 /// Compiles the program that does nothing but answer, statically linked.
 fn build_floor() -> Result<PathBuf> {
-    let source = shell::root().join("benches/floor/floor.rs");
-    let floor = shell::target_directory().join("release/floor");
+    let source = workspace::root().join("benches/floor/floor.rs");
+    let floor = workspace::metadata()?.target_directory.join("release/floor");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let status = Command::new(rustc)
         .args(["--edition", "2024", "-O", "-C", "panic=abort", "-C", "target-feature=+crt-static", "-o"])

@@ -7,6 +7,7 @@ mod deny;
 mod measure;
 mod shell;
 mod skips;
+mod soak;
 mod test;
 mod tidy;
 mod workspace;
@@ -41,8 +42,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["demo"] => demo::run(),
         ["bench", "restore"] => bench::restore(),
-        ["soak"] => test::soak(1000),
-        ["soak", rounds] => test::soak(rounds.parse()?),
+        ["soak"] => soak::run(1000),
+        ["soak", rounds] => soak::run(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Chart::Check),
         ["tidy", "--write"] => tidy::run(tidy::Chart::Write),
         ["test"] => test::run(),
