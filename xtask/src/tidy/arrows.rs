@@ -12,7 +12,7 @@ use super::Problem;
 use crate::workspace::Package;
 
 /// Each crate of the workspace and those members it may depend on, in every dependency table.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("crac-core", &[]),
     ("crac-sys", &[]),
     ("crac-macros", &[]),
@@ -23,10 +23,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("crac-native", &LEVEL_0),
     ("crac", &BELOW_2),
     ("crac-cli", &BELOW_2),
+    ("crac-testing", &[]),
     ("crac-tests", &ALL),
     ("crac-benches", &ALL),
     ("web-server", &ALL),
-    ("xtask", &["crac-core"]),
+    ("xtask", &["crac-core", "crac-testing"]),
 ];
 
 const LEVEL_0: [&str; 2] = ["crac-core", "crac-sys"];
@@ -34,7 +35,7 @@ const LEVEL_0: [&str; 2] = ["crac-core", "crac-sys"];
 const BELOW_2: [&str; 8] =
     ["crac-core", "crac-sys", "crac-macros", "crac-audit", "crac-tokio", "crac-hyper", "crac-sqlx", "crac-native"];
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "crac-core",
     "crac-sys",
     "crac-macros",
@@ -45,6 +46,7 @@ const ALL: [&str; 10] = [
     "crac-native",
     "crac",
     "crac-cli",
+    "crac-testing",
 ];
 
 /// Crates through which `crac-core` would name an OS call.

@@ -33,7 +33,7 @@ fn check_one(package: &Package, files: &[File]) -> Vec<Problem> {
                 format!("{} has a path but no version, so it cannot be published; write `{0}.workspace = true`", dependency.name),
             ));
         }
-        if dependency.name == "tokio" && dependency.features.iter().any(|feature| feature == "full") && package.is_published() {
+        if dependency.name == "tokio" && dependency.features.iter().any(|feature| feature == "full") {
             problems.push(Problem::new(&path, "tokio's `full` is for applications; name the features that are used"));
         }
     }
@@ -89,6 +89,14 @@ mod tests {
         let published = Package { dependencies: vec![member], ..complete() };
         assert!(found(published.clone(), LINTS)[0].contains("crac-sys has a path but no version"));
         assert_eq!(found(Package { publish: Some(Vec::new()), ..published }, LINTS), [""; 0]);
+    }
+
+    #[test]
+    fn a_published_crate_names_the_features_of_tokio_that_it_ships() {
+        let tokio = Dependency { name: "tokio".to_owned(), features: vec!["full".to_owned()], ..Dependency::default() };
+        let tests = Dependency { kind: Some("dev".to_owned()), ..tokio.clone() };
+        assert!(found(Package { dependencies: vec![tokio], ..complete() }, LINTS)[0].contains("name the features"));
+        assert_eq!(found(Package { dependencies: vec![tests], ..complete() }, LINTS), [""; 0]);
     }
 
     #[test]
