@@ -22,12 +22,9 @@ fn check_one(package: &Package, files: &[File]) -> Vec<Problem> {
     if text_of(files, &path).is_some_and(|text| !inherits_lints(text)) {
         problems.push(Problem::new(&path, "`workspace = true` is missing in `[lints]`"));
     }
-    for dependency in &package.dependencies {
-        if package.is_published()
-            && dependency.path.is_some()
-            && dependency.req == "*"
-            && dependency.kind.as_deref() != Some("dev")
-        {
+    let shipped = package.dependencies.iter().filter(|dependency| dependency.kind.as_deref() != Some("dev"));
+    for dependency in shipped.filter(|_| package.is_published()) {
+        if dependency.path.is_some() && dependency.req == "*" {
             problems.push(Problem::new(
                 &path,
                 format!("{} has a path but no version, so it cannot be published; write `{0}.workspace = true`", dependency.name),
