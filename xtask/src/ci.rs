@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 type Step = (&'static str, fn() -> Result<()>);
 
 /// The quick ones first; the tests last, so that their closing lines are the last thing to be read.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("fmt", fmt),
     ("tidy", || tidy::run(tidy::Chart::Check)),
     ("clippy", clippy),
     ("doc", doc),
+    ("features", features),
     ("foreign", foreign),
     ("deny", deny::run),
     ("loom", loom),
@@ -70,6 +71,14 @@ fn clippy() -> Result<()> {
 fn doc() -> Result<()> {
     let mut command = shell::cargo(["doc", "--workspace", "--lib", "--no-deps", "--all-features"]);
     shell::run(command.env("RUSTDOCFLAGS", "-D warnings"), DEADLINE)
+}
+
+/// The facade without any feature, and the adapter below it: what is off must not be missed.
+fn features() -> Result<()> {
+    for package in ["crac", "crac-tokio", "crac-sqlx"] {
+        shell::run(&mut shell::cargo(["check", "--no-default-features", "--lib", "--package", package]), DEADLINE)?;
+    }
+    Ok(())
 }
 
 fn foreign() -> Result<()> {
