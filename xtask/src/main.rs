@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod deny;
+mod fuzz;
 mod measure;
 mod shell;
 mod skips;
@@ -24,6 +25,7 @@ usage: cargo xtask <task>
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   bench restore    time restore against cold start and against a program that does nothing but answer
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
+  fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
   ci [STEP]...     what the continuous integration runs, or only the named steps of it";
 
@@ -47,6 +49,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["tidy"] => tidy::run(tidy::Chart::Check),
         ["tidy", "--write"] => tidy::run(tidy::Chart::Write),
         ["test"] => test::run(),
+        ["fuzz"] => fuzz::run(60),
+        ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         ["deny"] => deny::run(),
         ["ci", steps @ ..] => ci::run(steps),
         [] => bail!("no task given\n{USAGE}"),

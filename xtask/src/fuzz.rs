@@ -1,0 +1,40 @@
+//! Coverage-guided fuzzing of everything that reads what others wrote, with the installed stable compiler.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{shell, workspace};
+
+/// The programs in `fuzz/fuzz_targets`.
+const TARGETS: [&str; 3] = ["image", "proc", "words"];
+
+/// What libFuzzer needs to see which way the code went; cargo-fuzz passes the same.
+const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
+
+/// Runs every target for `seconds`. What was learned is kept below the target directory and used the next time.
+///
+/// # Errors
+///
+/// A target crashed, ran out of memory or hung; libFuzzer names the file that did it.
+pub(crate) fn run(seconds: u32) -> Result<()> {
+    let triple = "x86_64-unknown-linux-gnu";
+    let target = workspace::metadata()?.target_directory.join("fuzz");
+    let manifest = workspace::root().join("fuzz/Cargo.toml");
+    let mut build = shell::cargo(["build", "--release", "--target", triple, "--bins", "--manifest-path"]);
+    build.arg(manifest).env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", INSTRUMENTATION);
+    shell::run(&mut build, Duration::from_secs(20 * 60))?;
+    for name in TARGETS {
+        let (corpus, found) = (target.join("corpus").join(name), target.join("found").join(name));
+        std::fs::create_dir_all(&corpus)?;
+        std::fs::create_dir_all(&found)?;
+        let mut fuzz = shell::command(target.join(triple).join("release").join(name), []);
+        fuzz.arg(&corpus).arg(workspace::root().join("fuzz/seeds").join(name));
+        fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
+        fuzz.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]);
+        shell::run(&mut fuzz, Duration::from_secs(u64::from(seconds) + 120))?;
+    }
+    Ok(())
+}
