@@ -71,6 +71,15 @@ impl Arena {
         Ok(unsafe { slice::from_raw_parts_mut(room, count) })
     }
 
+    /// Room for `count` values in a mapping of its own, all zero, of which only what is used takes memory.
+    pub(crate) fn sparse<T: Zeroable>(&self, count: usize) -> Result<*mut T, Errno> {
+        let before = self.free.get();
+        let bytes = size_of::<T>().checked_mul(count).ok_or(Errno::new(libc::ENOMEM))?;
+        self.grow(bytes)?;
+        let (start, _) = self.free.replace(before);
+        Ok(ptr::with_exposed_provenance_mut(start))
+    }
+
     fn grow(&self, at_least: usize) -> Result<(), Errno> {
         let len = at_least.max(CHUNK).next_multiple_of(sys::PAGE_SIZE);
         let at = self.chunks.get();

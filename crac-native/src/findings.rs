@@ -40,10 +40,7 @@ impl<'a> ObstacleSink<'a> {
         let arena = self.findings.arena();
         let (mut subject_text, mut owner_text) = (ArenaVec::new(arena), ArenaVec::new(arena));
         let noted = subject_text.write_fmt(subject).and_then(|()| owner_text.write_fmt(owner)).is_ok()
-            && self
-                .findings
-                .push(Finding { kind, subject: subject_text.into_slice(), owner: owner_text.into_slice() })
-                .is_ok();
+            && self.findings.push(Finding { kind, subject: subject_text.into_slice(), owner: owner_text.into_slice() }).is_ok();
         if !noted {
             self.lost += 1;
         }

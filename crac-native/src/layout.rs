@@ -30,6 +30,8 @@
 //!   descriptors 0, 1, 2 and everything else the new process was started with are still open, and the image's descriptor has
 //!   been moved to `DescriptorStep::image_fd`, which lies above every recorded number and is closed afterwards by the caller.
 
+#[path = "layout/cpu.rs"]
+pub mod cpu;
 #[path = "layout/descriptors.rs"]
 pub mod descriptors;
 #[path = "layout/xxh64.rs"]
@@ -57,6 +59,19 @@ pub const EXIT_UNTRUSTED: i32 = 21;
 pub const EXIT_FAILED: i32 = 22;
 /// Exit status when the image contradicts itself although its checksums are right: a bug.
 pub const EXIT_BUG: i32 = 70;
+
+/// The first bytes of the stub in the image, in place of its own ELF header: where the metadata is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Boot {
+    pub magic: [u8; 8],
+    /// Address of the [`Header`] and what the kernel has mapped there.
+    pub metadata_at: u64,
+    pub metadata_offset: u64,
+    pub metadata_bytes: u64,
+    pub file_bytes: u64,
+}
+const _: () = assert!(size_of::<Boot>() == 40 && align_of::<Boot>() == 8);
 
 /// A part of the metadata: `bytes` at `offset` from the header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,7 +154,7 @@ pub struct Header {
     /// What the descriptor records refer to.
     pub descriptor_blob: Section,
 }
-const _: () = assert!(size_of::<Header>() == 640 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 656 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// Which processor features the captured code may rely on: it chose its functions by them, and the signal frames of the
@@ -180,13 +195,15 @@ pub struct PrivilegeRecord {
     pub permitted: u64,
     pub effective: u64,
     pub inheritable: u64,
+    pub bounding: u64,
+    pub ambient: u64,
     pub no_new_privs: u32,
     /// 0 none, 2 filters.
     pub seccomp: u32,
     pub seccomp_filters: u32,
     pub dumpable: u32,
 }
-const _: () = assert!(size_of::<PrivilegeRecord>() == 64 && align_of::<PrivilegeRecord>() == 8);
+const _: () = assert!(size_of::<PrivilegeRecord>() == 80 && align_of::<PrivilegeRecord>() == 8);
 
 /// Process-wide settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

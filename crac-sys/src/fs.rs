@@ -220,3 +220,15 @@ pub fn fcntl(fd: RawFd, command: i32, argument: usize) -> Result<usize> {
     // kernel answers EFAULT for an address that is not the caller's to write.
     unsafe { syscall(libc::SYS_fcntl, [fd as usize, command as usize, argument, 0, 0, 0]) }
 }
+
+/// Whether programs on this filesystem cannot be executed (`fstatfs(2)`, `ST_NOEXEC`).
+pub fn is_noexec(fd: BorrowedFd<'_>) -> bool {
+    const ST_NOEXEC: u64 = 8;
+    /// `struct statfs` is 15 words on this architecture; the flags are the eleventh.
+    const WORDS: usize = 15;
+    const _: () = assert!(size_of::<libc::statfs>() == 8 * WORDS);
+    let mut words = [0_u64; WORDS];
+    // SAFETY: fstatfs fills one structure of that size.
+    let answer = unsafe { syscall(libc::SYS_fstatfs, [fd.as_raw_fd() as usize, words.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    answer.is_ok() && words[10] & ST_NOEXEC != 0
+}

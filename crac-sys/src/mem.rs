@@ -76,7 +76,7 @@ pub struct PageRegion {
 }
 
 /// Asks which pages of a range are in one of the categories `any_of` (`PAGEMAP_SCAN`, Linux 6.7; `pagemap` in the kernel's
-/// admin guide).
+/// admin guide); the regions tell the categories of `tell`.
 ///
 /// Returns how many regions were filled and where the walk stopped; it is not at `end` when `regions` was full.
 ///
@@ -88,6 +88,7 @@ pub fn pagemap_scan(
     start: usize,
     end: usize,
     any_of: u64,
+    tell: u64,
     regions: &mut [PageRegion],
 ) -> Result<(usize, usize)> {
     /// `struct pm_scan_arg`.
@@ -121,10 +122,70 @@ pub fn pagemap_scan(
         category_inverted: 0,
         category_mask: 0,
         category_anyof_mask: any_of,
-        return_mask: any_of,
+        return_mask: tell,
     };
     let args = [pagemap.as_raw_fd() as usize, PAGEMAP_SCAN, ptr::from_mut(&mut argument) as usize, 0, 0, 0];
     // SAFETY: the argument has the kernel's layout and names the exclusively borrowed `regions`, with its true length.
     let filled = unsafe { syscall(libc::SYS_ioctl, args) }?;
     Ok((filled, argument.walk_end as usize))
+}
+
+/// A mapping as [`query`] tells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last byte.
+    pub end: u64,
+    /// `PROT_*`.
+    pub protection: i32,
+    /// Major and minor number of the file's device; zero for anonymous memory.
+    pub device: (u32, u32),
+    /// The file's inode; zero for anonymous memory.
+    pub inode: u64,
+}
+
+/// The mapping that holds `address`, or the next one above (`PROCMAP_QUERY` on `/proc/self/maps`, Linux 6.11).
+///
+/// # Errors
+///
+/// `ENOENT` if there is none, `ENOTTY` where the kernel has no such call.
+pub fn query(maps: BorrowedFd<'_>, address: u64) -> Result<Mapped> {
+    /// `struct procmap_query`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Query {
+        size: u64,
+        flags: u64,
+        address: u64,
+        start: u64,
+        end: u64,
+        vma_flags: u64,
+        page_size: u64,
+        offset: u64,
+        inode: u64,
+        major: u32,
+        minor: u32,
+        name_size: u32,
+        build_id_size: u32,
+        name: u64,
+        build_id: u64,
+    }
+    /// `_IOWR('f', 17, struct procmap_query)`.
+    const PROCMAP_QUERY: usize = 0xc068_6611;
+    const _: () = assert!(size_of::<Query>() == 0x68);
+    const COVERING_OR_NEXT: u64 = 0x10;
+    let mut query = Query { size: size_of::<Query>() as u64, flags: COVERING_OR_NEXT, address, ..Query::default() };
+    let args = [maps.as_raw_fd() as usize, PROCMAP_QUERY, ptr::from_mut(&mut query) as usize, 0, 0, 0];
+    // SAFETY: the structure has the kernel's layout and says its own size; without name and build id buffers nothing else is
+    // written.
+    unsafe { syscall(libc::SYS_ioctl, args) }?;
+    Ok(Mapped {
+        start: query.start,
+        end: query.end,
+        // The first three VMA flags have the values of PROT_READ, PROT_WRITE and PROT_EXEC.
+        protection: (query.vma_flags & 7) as i32,
+        device: (query.major, query.minor),
+        inode: query.inode,
+    })
 }

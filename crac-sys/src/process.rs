@@ -160,3 +160,50 @@ fn simple(number: libc::c_long) -> usize {
     // SAFETY: only used for calls without arguments that touch no memory and cannot fail.
     unsafe { syscall(number, [0; 6]) }.unwrap_or(0)
 }
+
+/// The end of the heap (`brk(2)` with an address it refuses).
+pub fn brk() -> usize {
+    simple(libc::SYS_brk)
+}
+
+/// The execution domain (`personality(2)`).
+pub fn personality() -> u32 {
+    // SAFETY: 0xffffffff asks without changing anything.
+    unsafe { syscall(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]) }.unwrap_or(0) as u32
+}
+
+/// A setting that `prctl(2)` returns as its result, such as `PR_GET_DUMPABLE`.
+pub fn get_result(operation: i32) -> Result<usize> {
+    // SAFETY: the operations that answer with their result take no pointer; one that stores would be given address zero and
+    // answer EFAULT.
+    unsafe { prctl(operation, [0; 4]) }
+}
+
+/// A setting that `prctl(2)` stores in an `int`, such as `PR_GET_PDEATHSIG`; 0 if the kernel does not know it.
+pub fn get_int(operation: i32) -> u32 {
+    let mut value = 0_u32;
+    // SAFETY: these operations store one int at the address.
+    let got = unsafe { prctl(operation, [ptr::from_mut(&mut value) as usize, 0, 0, 0]) };
+    if got.is_ok() { value } else { 0 }
+}
+
+/// The `MEMBARRIER_CMD_REGISTER_*` commands in force (`membarrier(2)`).
+///
+/// Before Linux 6.3 the kernel does not tell; the answer is then the private expedited one, which costs little when nobody
+/// uses it.
+pub fn membarrier_registrations() -> u32 {
+    const GET_REGISTRATIONS: usize = 512;
+    const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
+    // SAFETY: the command only asks.
+    let answer = unsafe { syscall(libc::SYS_membarrier, [GET_REGISTRATIONS, 0, 0, 0, 0, 0]) };
+    answer.map_or(REGISTER_PRIVATE_EXPEDITED, |mask| mask as u32)
+}
+
+/// Whether the process has children, zombies included (`waitid(2)` without waiting or reaping).
+pub fn has_children() -> bool {
+    let options = libc::WNOHANG | libc::WNOWAIT | libc::WEXITED | libc::__WALL;
+    let mut info = [0_u64; 16];
+    let args = [libc::P_ALL as usize, 0, info.as_mut_ptr() as usize, options as usize, 0, 0];
+    // SAFETY: waitid fills at most the 128 bytes of a siginfo.
+    !matches!(unsafe { syscall(libc::SYS_waitid, args) }, Err(errno) if errno.number() == libc::ECHILD)
+}

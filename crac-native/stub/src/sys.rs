@@ -95,4 +95,65 @@ pub const SYS_PIPE2: usize = 293;
 pub const SYS_GETRANDOM: usize = 318;
 pub const SYS_MEMBARRIER: usize = 324;
 pub const SYS_RSEQ: usize = 334;
+pub const SYS_SENDTO: usize = 44;
+pub const SYS_SHUTDOWN: usize = 48;
+pub const SYS_GETPID: usize = 39;
+pub const SYS_FCHOWNAT: usize = 260;
+pub const SYS_NEWFSTATAT: usize = 262;
+pub const SYS_UNLINKAT: usize = 263;
+pub const SYS_FCHMODAT: usize = 268;
+pub const SYS_PRLIMIT64: usize = 302;
 pub const SYS_CLOSE_RANGE: usize = 436;
+pub const SYS_GETEUID: usize = 107;
+pub const SYS_GETRESUID: usize = 118;
+pub const SYS_GETRESGID: usize = 120;
+pub const SYS_PERSONALITY: usize = 135;
+pub const SYS_READLINKAT: usize = 267;
+
+pub const AT_FDCWD: isize = -100;
+pub const O_RDONLY: usize = 0;
+pub const O_NOCTTY: usize = 0o400;
+pub const O_CLOEXEC: usize = 0o2_000_000;
+pub const CLOCK_REALTIME: usize = 0;
+pub const CLOCK_MONOTONIC: usize = 1;
+pub const CLOCK_BOOTTIME: usize = 7;
+
+/// Nanoseconds of `clock`.
+pub fn clock_ns(clock: usize) -> u64 {
+    let mut time = [0_u64; 2];
+    // The clock exists; a failure would leave zero.
+    let _ = crate::syscall!(SYS_CLOCK_GETTIME, clock, time.as_mut_ptr());
+    let [seconds, nanoseconds] = time;
+    seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
+}
+
+/// `struct stat`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Stat {
+    pub device: u64,
+    pub inode: u64,
+    pub links: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub padding: u32,
+    pub special_device: u64,
+    pub size: u64,
+    pub block_size: u64,
+    pub blocks: u64,
+    pub accessed: [u64; 2],
+    pub modified_s: i64,
+    pub modified_ns: u64,
+    pub changed: [u64; 2],
+    pub unused: [u64; 3],
+}
+const _: () = assert!(size_of::<Stat>() == 144);
+
+impl Stat {
+    pub fn of(fd: i32) -> Result<Self> {
+        let mut stat = Self::default();
+        crate::syscall!(SYS_FSTAT, fd, &raw mut stat)?;
+        Ok(stat)
+    }
+}

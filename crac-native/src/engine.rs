@@ -1,0 +1,136 @@
+//! The engine as the coordinator sees it.
+
+use std::time::Duration;
+
+use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
+
+/// Saves this process from inside: no privileges, no helper, nothing to install.
+///
+/// The image is one executable file; running it is the restore. See [`Engine`] for what a capture promises, and the crate's
+/// documentation for what can be saved.
+#[derive(Debug, Clone)]
+pub struct NativeEngine {
+    options: Options,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) freeze_deadline: Duration,
+    pub(crate) pagemap_scan: bool,
+    pub(crate) kcmp: bool,
+    pub(crate) duplicate_query: bool,
+    /// Seccomp filters that were there before the engine.
+    pub(crate) filters_at_start: u32,
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fault: Option<crate::fault::Fault>,
+}
+
+impl NativeEngine {
+    /// An engine with the usual settings. Make it early: seccomp filters that are installed later count as this process's own,
+    /// which a restored process cannot be given again.
+    pub fn new() -> Self {
+        Self {
+            options: Options {
+                freeze_deadline: Duration::from_secs(2),
+                pagemap_scan: true,
+                kcmp: true,
+                duplicate_query: true,
+                filters_at_start: filters(),
+                #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+                fault: None,
+            },
+        }
+    }
+
+    /// How long threads may take to stop, 2 s if not set. A thread that takes longer is an obstacle.
+    #[must_use]
+    pub fn with_freeze_deadline(mut self, deadline: Duration) -> Self {
+        self.options.freeze_deadline = deadline;
+        self
+    }
+
+    /// Whether `PAGEMAP_SCAN` may be used (Linux 6.7); without it, page maps are read word by word. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_pagemap_scan(mut self, allowed: bool) -> Self {
+        self.options.pagemap_scan = allowed;
+        self
+    }
+
+    /// Whether `kcmp(2)` may be used to find duplicated descriptors; container sandboxes often forbid it. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_kcmp(mut self, allowed: bool) -> Self {
+        self.options.kcmp = allowed;
+        self
+    }
+
+    /// Whether `F_DUPFD_QUERY` may be used for the same purpose (Linux 6.10). For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_duplicate_query(mut self, allowed: bool) -> Self {
+        self.options.duplicate_query = allowed;
+        self
+    }
+
+    /// Makes a point of the capture fail, `POINT:NTH`. For tests.
+    ///
+    /// # Errors
+    ///
+    /// When `fault` names none.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[doc(hidden)]
+    pub fn with_fault(mut self, fault: &str) -> Result<Self, crate::NotAFault> {
+        self.options.fault = Some(fault.parse()?);
+        Ok(self)
+    }
+}
+
+impl Default for NativeEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine for NativeEngine {
+    fn needs(&self) -> Needs {
+        Needs::new("native", &[Mode::Exit, Mode::Become, Mode::Rehearse])
+    }
+
+    fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
+        let instead = match request.mode {
+            Mode::Exit | Mode::Become | Mode::Rehearse => return capture(&self.options, &request),
+            _ => "checkpoint with exit or become".to_owned(),
+        };
+        Err(EngineError::Unsupported { engine: "native", what: format!("mode {}", request.mode), instead })
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, EngineError> {
+    if cfg!(not(target_env = "gnu")) {
+        return Err(EngineError::Unsupported {
+            engine: "native",
+            what: "this C library".into(),
+            instead: "build for x86_64-unknown-linux-gnu".into(),
+        });
+    }
+    crate::capture::capture(options, request)
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn capture(options: &Options, _request: &CaptureRequest<'_>) -> Result<Captured, EngineError> {
+    tracing::debug!(?options, "capture asked for on an unsupported target");
+    Err(EngineError::Unsupported {
+        engine: "native",
+        what: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
+        instead: "run the service on x86_64 Linux, or use the sim engine in tests".into(),
+    })
+}
+
+/// How many seccomp filters are in force; 0 where the kernel does not tell.
+fn filters() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = |label| status.lines().find_map(|line| line.strip_prefix(label)?.trim().parse().ok());
+    value("Seccomp_filters:").unwrap_or_else(|| value("Seccomp:").map_or(0, |mode: u32| u32::from(mode != 0)))
+}

@@ -1,0 +1,246 @@
+//! What the process is, read once while it stands still.
+
+use std::{
+    ffi::CStr,
+    fmt::Write,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use crac_core::ObstacleKind;
+use crac_sys::{
+    Errno, fs,
+    proc::{ProcessStat, ProcessStatus, SmapsEntries, SmapsEntry},
+    process, signal,
+};
+
+use crate::{
+    arena::{Arena, ArenaVec},
+    findings::ObstacleSink,
+    freeze::Slot,
+    layout::{ActionRecord, PrivilegeRecord, ProcessRecord},
+    text::FixedText,
+};
+
+/// What failed, and how.
+pub(crate) type Problem = (&'static str, Errno);
+
+/// Reads a whole file of `/proc` into the arena.
+pub(crate) fn read_all<'a>(arena: &'a Arena, path: &CStr) -> Result<&'a [u8], Errno> {
+    let file = fs::open(path, libc::O_RDONLY, 0)?;
+    read_fd(arena, file.as_fd())
+}
+
+fn read_fd<'a>(arena: &'a Arena, file: BorrowedFd<'_>) -> Result<&'a [u8], Errno> {
+    let buffer = arena.zeroed::<u8>(64 * 1024)?;
+    let mut text = ArenaVec::new(arena);
+    loop {
+        match fs::read(file, buffer)? {
+            0 => return Ok(text.into_slice()),
+            filled => text.extend_from_slice(&buffer[..filled])?,
+        }
+    }
+}
+
+/// Every mapping, by address.
+pub(crate) fn mappings(arena: &Arena) -> Result<&[SmapsEntry<'_>], Problem> {
+    let text = read_all(arena, c"/proc/self/smaps").map_err(|errno| ("reading /proc/self/smaps", errno))?;
+    let mut entries = ArenaVec::new(arena);
+    for entry in SmapsEntries::of(text) {
+        let entry = entry.map_err(|_| ("understanding /proc/self/smaps", Errno::new(libc::EPROTO)))?;
+        entries.push(entry).map_err(|errno| ("noting mappings", errno))?;
+    }
+    Ok(entries.into_slice())
+}
+
+/// Settings and privileges of the process, and everything about it as a whole that cannot be saved.
+pub(crate) fn process<'a>(
+    arena: &'a Arena,
+    filters_at_start: u32,
+    obstacles: &mut ObstacleSink<'_>,
+) -> Result<(ProcessRecord, PrivilegeRecord), Problem> {
+    let system = |what| move |errno| (what, errno);
+    let malformed = |what| move |_| (what, Errno::new(libc::EPROTO));
+    let stat = read_all(arena, c"/proc/self/stat").map_err(system("reading /proc/self/stat"))?;
+    let stat = ProcessStat::parse(stat).map_err(malformed("understanding /proc/self/stat"))?;
+    let status = read_all(arena, c"/proc/self/status").map_err(system("reading /proc/self/status"))?;
+    let status = ProcessStatus::parse(status).map_err(malformed("understanding /proc/self/status"))?;
+
+    if status.tracer != 0 {
+        obstacles.push(ObstacleKind::Tracer, format_args!("process {} traces this one", status.tracer));
+    }
+    for signal in status.pending_shared.iter() {
+        obstacles.push(ObstacleKind::SignalPending, format_args!("signal {signal} is pending for the process"));
+    }
+    if !status.cpu_features.is_empty() {
+        obstacles.push(ObstacleKind::Cpu, format_args!("a shadow stack is in use"));
+    }
+    let filters = status.seccomp_filters.unwrap_or(u32::from(status.seccomp != 0));
+    if status.seccomp == 1 {
+        obstacles.push(ObstacleKind::Seccomp, format_args!("strict mode"));
+    } else if filters > filters_at_start {
+        obstacles.push(
+            ObstacleKind::Seccomp,
+            format_args!("{} filter(s) installed since the engine was made", filters - filters_at_start),
+        );
+    }
+    timers(arena, obstacles);
+    children(arena, obstacles);
+    // The data of AMX tiles (state 18) has to be asked for; the rest is there for everybody.
+    if process::extended_state_permission().is_ok_and(|mask| mask & 1 << 18 != 0) {
+        obstacles.push(ObstacleKind::Cpu, format_args!("the use of AMX tiles was asked for"));
+    }
+    let [user, group] =
+        [process::user_ids().map_err(system("reading user ids"))?, process::group_ids().map_err(system("reading group ids"))?];
+    let [inheritable, permitted, effective, bounding, ambient] = status.capabilities;
+    let get = |operation| get_setting(operation);
+    let privileges = PrivilegeRecord {
+        uid: user,
+        gid: group,
+        permitted,
+        effective,
+        inheritable,
+        bounding,
+        ambient,
+        no_new_privs: u32::from(status.no_new_privileges),
+        seccomp: status.seccomp,
+        seccomp_filters: filters,
+        dumpable: get(libc::PR_GET_DUMPABLE),
+    };
+    let brk = process::brk();
+    let process = ProcessRecord {
+        mm: [
+            stat.code.0,
+            stat.code.1,
+            stat.data.0,
+            stat.data.1,
+            stat.brk_start,
+            brk as u64,
+            stat.stack_start,
+            stat.arguments.0,
+            stat.arguments.1,
+            stat.environment.0,
+            stat.environment.1,
+        ],
+        umask: status.umask.ok_or(("reading the umask", Errno::new(libc::EPROTO)))?,
+        thp_disable: get(libc::PR_GET_THP_DISABLE),
+        membarrier: process::membarrier_registrations(),
+        child_subreaper: process::get_int(libc::PR_GET_CHILD_SUBREAPER),
+        parent_death_signal: process::get_int(libc::PR_GET_PDEATHSIG),
+        timer_slack_ns: get(libc::PR_GET_TIMERSLACK),
+        personality: process::personality(),
+        ..ProcessRecord::default()
+    };
+    Ok((process, privileges))
+}
+
+/// A setting that `prctl(2)` returns as its result.
+fn get_setting(operation: i32) -> u32 {
+    process::get_result(operation).map_or(0, |value| u32::try_from(value).unwrap_or(u32::MAX))
+}
+
+fn timers(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
+    for (which, name) in [(libc::ITIMER_REAL, "real"), (libc::ITIMER_VIRTUAL, "virtual"), (libc::ITIMER_PROF, "profiling")] {
+        if process::interval_timer(which).is_ok_and(|timer| timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0) {
+            obstacles.push(ObstacleKind::Timer, format_args!("the {name} interval timer is armed"));
+        }
+    }
+    // Missing where the kernel has no POSIX timers or no CHECKPOINT_RESTORE; without the latter the freeze fails earlier.
+    let Ok(text) = read_all(arena, c"/proc/self/timers") else { return };
+    for line in crac_sys::proc::lines(text) {
+        if let Some(id) = line.strip_prefix(b"ID: ") {
+            let id = str::from_utf8(id).unwrap_or("?");
+            obstacles.push(ObstacleKind::Timer, format_args!("POSIX timer {id}"));
+        }
+    }
+}
+
+fn children(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
+    if !process::has_children() {
+        return;
+    }
+    let before = obstacles.len();
+    let tasks = fs::open(c"/proc/self/task", libc::O_RDONLY | libc::O_DIRECTORY, 0);
+    if let (Ok(tasks), Ok(buffer)) = (tasks, arena.zeroed::<u8>(32 * 1024)) {
+        while let Ok(filled @ 1..) = fs::read_dir(tasks.as_fd(), buffer) {
+            for name in fs::DirEntries::new(&buffer[..filled]) {
+                let Some(tid) = crac_sys::proc::decimal_name(name.to_bytes()) else { continue };
+                let mut path = FixedText::<64>::new();
+                let _ = write!(path, "/proc/self/task/{tid}/children\0");
+                let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
+                let Ok(text) = read_all(arena, path) else { continue };
+                for child in text.split(|byte| *byte == b' ').filter_map(crac_sys::proc::decimal_name) {
+                    obstacles.push(ObstacleKind::Child, format_args!("process {child}"));
+                }
+            }
+        }
+    }
+    if obstacles.len() == before {
+        obstacles.push(ObstacleKind::Child, format_args!("a child process whose number this kernel does not tell"));
+    }
+}
+
+/// What cannot be saved about single threads.
+pub(crate) fn threads(arena: &Arena, threads: &[&Slot], filters: u32, obstacles: &mut ObstacleSink<'_>) {
+    for slot in threads {
+        let name = name_of(&slot.state_of.name);
+        let owner = format_args!("{name}");
+        if slot.state_of.errno != 0 {
+            let errno = Errno::new(slot.state_of.errno);
+            let subject = format_args!("thread {} ({name}) could not read its own state: {errno}", slot.tid);
+            obstacles.push_owned(ObstacleKind::Kernel, subject, owner);
+        }
+        if slot.state_of.robust_held != 0 {
+            let subject = format_args!("thread {} ({name}) holds a robust mutex", slot.tid);
+            obstacles.push_owned(ObstacleKind::ThreadLock, subject, owner);
+        }
+        let mut path = FixedText::<64>::new();
+        let _ = write!(path, "/proc/self/task/{}/status\0", slot.tid);
+        let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
+        let Ok(text) = read_all(arena, path) else { continue };
+        let Ok(status) = ProcessStatus::parse(text) else { continue };
+        for signal in status.pending.iter() {
+            let subject = format_args!("signal {signal} is pending for thread {} ({name})", slot.tid);
+            obstacles.push_owned(ObstacleKind::SignalPending, subject, owner);
+        }
+        if status.seccomp_filters.is_some_and(|own| own > filters) {
+            let subject = format_args!("thread {} ({name}) has filters of its own", slot.tid);
+            obstacles.push_owned(ObstacleKind::Seccomp, subject, owner);
+        }
+    }
+}
+
+/// A thread's name without its padding.
+pub(crate) fn name_of(name: &[u8; 16]) -> &str {
+    let name = CStr::from_bytes_until_nul(name).unwrap_or_default();
+    name.to_str().unwrap_or("?")
+}
+
+/// Every disposition that is not the default. That of the freeze signal is `freeze`.
+pub(crate) fn actions<'a>(arena: &'a Arena, freeze: (i32, signal::Action)) -> Result<&'a [ActionRecord], Errno> {
+    let mut actions = ArenaVec::new(arena);
+    for number in (1..=64).filter(|number| ![libc::SIGKILL, libc::SIGSTOP].contains(number)) {
+        let action = if number == freeze.0 { freeze.1 } else { signal::action(number)? };
+        if action.handler != 0 {
+            actions.push(ActionRecord {
+                handler: action.handler as u64,
+                flags: action.flags,
+                restorer: action.restorer as u64,
+                mask: action.mask,
+                signal: number as u32,
+                reserved: 0,
+            })?;
+        }
+    }
+    Ok(actions.into_slice())
+}
+
+/// Nanoseconds of a clock.
+pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
+    process::clock(clock).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Monotonic time, for durations.
+pub(crate) fn now() -> Duration {
+    process::clock(libc::CLOCK_MONOTONIC).unwrap_or_default()
+}

@@ -1,0 +1,465 @@
+//! Stops every other thread of the process at a known place, without allocating, without a lock and without privileges.
+//!
+//! ```text
+//! capturing thread                          every other thread
+//! ────────────────                          ──────────────────
+//! list /proc/self/task ──── signal ───────► handler: is it ours? inside the vdso? (then again)
+//!   until all are parked                      notes its own kernel state in its slot
+//! facts, plan, image                          park: waits on RELEASE
+//! release ─────────── wake ───────────────► handler returns; rt_sigreturn restores all registers
+//!
+//! restored life:  stub jumps behind `park` ─► ARRIVED + 1, waits on RELEASE, returns the same way
+//! ```
+//!
+//! The signal is the C library's own for cancelling threads: its functions never let a program block it, so threads that block
+//! everything (as allocators' and clients' helper threads do) are reached as well. Our handler is installed only while
+//! freezing; a signal that is not ours goes to the handler that was there.
+#![expect(unsafe_code, reason = "a signal handler, and slots that threads share with the capturing thread")]
+
+use std::{
+    ptr,
+    sync::atomic::{
+        AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release, SeqCst},
+    },
+    time::Duration,
+};
+
+use crac_core::ObstacleKind;
+use crac_sys::{
+    Errno, fs, futex, process,
+    signal::{self, Action},
+};
+
+use crate::{
+    arch::{self, Resume},
+    arena::{Arena, ArenaVec, Zeroable},
+    findings::ObstacleSink,
+};
+
+/// glibc's `SIGCANCEL`.
+pub(crate) const FREEZE_SIGNAL: i32 = 32;
+/// How many threads a process may have; a slot that is not used takes no memory.
+const THREADS_MAX: usize = 1 << 16;
+const SLOT_BITS: u32 = THREADS_MAX.trailing_zeros();
+
+/// The random upper bits of a freeze's signals; zero while none is under way.
+static COOKIE: AtomicU64 = AtomicU64::new(0);
+static SLOTS: AtomicUsize = AtomicUsize::new(0);
+/// How many threads are in the handler.
+static INSIDE: AtomicU32 = AtomicU32::new(0);
+/// [`HELD`] while threads are to stay parked.
+static RELEASE: AtomicU32 = AtomicU32::new(FREE);
+/// Bumped with every thread that parks, for the capturing thread to wait on.
+static PARKED: AtomicU32 = AtomicU32::new(0);
+/// How many threads came back in this life.
+static ARRIVED: AtomicU32 = AtomicU32::new(0);
+/// How many threads the image holds besides the capturing one.
+static EXPECTED: AtomicU32 = AtomicU32::new(0);
+static VDSO: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+/// The disposition our handler replaced, for signals that are not ours.
+static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+static PROCESS: AtomicI32 = AtomicI32::new(0);
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+
+/// What a thread notes about itself before it parks.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Slot {
+    pub(crate) resume: Resume,
+    state: AtomicU32,
+    pub(crate) tid: i32,
+    pub(crate) state_of: ThreadState,
+}
+
+const SIGNALLED: u32 = 0;
+const IN_VDSO: u32 = 1;
+const IS_PARKED: u32 = 2;
+const GONE: u32 = 3;
+
+/// A thread's state in the kernel that `rt_sigreturn` does not bring back.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct ThreadState {
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) tid_address: u64,
+    pub(crate) robust_head: u64,
+    pub(crate) robust_bytes: u64,
+    pub(crate) rseq_address: u64,
+    pub(crate) rseq_bytes: u32,
+    /// A robust mutex is held or being taken.
+    pub(crate) robust_held: u32,
+    /// The error number if something could not be read.
+    pub(crate) errno: i32,
+    pub(crate) reserved: u32,
+    pub(crate) name: [u8; 16],
+}
+
+// SAFETY: integers, atomics and arrays of them; zero is valid. (Copy is not: slots are only used in place.)
+unsafe impl Zeroable for SlotRoom {}
+
+/// A slot's worth of zeroed memory.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct SlotRoom([u8; 192]);
+const _: () = assert!(size_of::<Slot>() <= size_of::<SlotRoom>());
+
+impl ThreadState {
+    /// Reads the calling thread's state.
+    pub(crate) fn read() -> Self {
+        let mut state = Self::default();
+        if let Err(errno) = state.fill() {
+            state.errno = errno.number();
+        }
+        state
+    }
+
+    fn fill(&mut self) -> Result<(), Errno> {
+        self.name = process::thread_name()?;
+        self.fs_base = process::fs_base()? as u64;
+        self.gs_base = process::gs_base()? as u64;
+        self.tid_address = process::tid_address()? as u64;
+        let (head, bytes) = process::robust_list()?;
+        (self.robust_head, self.robust_bytes) = (head as u64, bytes as u64);
+        if head != 0 {
+            let head = ptr::with_exposed_provenance::<usize>(head);
+            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words; the first points to itself
+            // while no robust mutex is held, the third is the one being taken or released.
+            let (first, pending) = unsafe { (head.read_volatile(), head.add(2).read_volatile()) };
+            self.robust_held = u32::from(first != head.addr() || pending != 0);
+        }
+        (self.rseq_address, self.rseq_bytes) = arch::rseq_area(self.fs_base).unwrap_or_default();
+        Ok(())
+    }
+}
+
+/// All other threads, stopped. Dropping it releases them.
+#[derive(Debug)]
+pub(crate) struct Frozen<'a> {
+    slots: ArenaVec<'a, &'a Slot>,
+    /// The disposition of the freeze signal outside of freezes.
+    pub(crate) previous: Action,
+    /// A signal was sent that nobody has taken yet: the handler has to stay.
+    stray: bool,
+}
+
+/// Why not all threads could be stopped.
+#[derive(Debug)]
+pub(crate) enum FreezeError {
+    /// Threads that did not stop are in the sink.
+    Unstoppable,
+    /// A system call failed.
+    System(&'static str, Errno),
+}
+
+impl<'a> Frozen<'a> {
+    /// Stops every other thread, within `deadline`.
+    ///
+    /// The caller has blocked all signals. `vdso` is the range in which no thread may be stopped: it would go on there in
+    /// another life, half through a computation with this life's clock data.
+    pub(crate) fn all(
+        arena: &'a Arena,
+        vdso: std::ops::Range<usize>,
+        deadline: Duration,
+        obstacles: &mut ObstacleSink<'a>,
+    ) -> Result<Self, FreezeError> {
+        let system = |what| move |errno| FreezeError::System(what, errno);
+        let room = arena.sparse::<SlotRoom>(THREADS_MAX).map_err(system("reserving thread slots"))?;
+        let mut random = [0; 8];
+        process::random(&mut random).map_err(system("drawing a cookie"))?;
+        let cookie = (u64::from_ne_bytes(random) >> SLOT_BITS).max(1);
+        PROCESS.store(process::pid(), Relaxed);
+        VDSO[0].store(vdso.start, Relaxed);
+        VDSO[1].store(vdso.end, Relaxed);
+        SLOTS.store(room.expose_provenance(), Relaxed);
+        ARRIVED.store(0, Relaxed);
+        RELEASE.store(HELD, Relaxed);
+        let ours = Action {
+            handler: on_signal as *const () as usize,
+            // SA_RESTORER, SA_SIGINFO, SA_RESTART: interrupted calls go on where the kernel can do that.
+            flags: 0x0400_0000 | libc::SA_SIGINFO as u64 | libc::SA_RESTART as u64,
+            restorer: arch::signal_return as *const () as usize,
+            mask: u64::MAX,
+        };
+        let previous = signal::action(FREEZE_SIGNAL).map_err(system("reading the freeze signal's disposition"))?;
+        let already = previous.handler == ours.handler;
+        let previous = if already { Action::default() } else { previous };
+        PREVIOUS[0].store(previous.handler, Relaxed);
+        PREVIOUS[1].store(previous.flags as usize, Relaxed);
+        COOKIE.store(cookie, SeqCst);
+        // SAFETY: the handler takes three arguments as SA_SIGINFO promises, uses only system calls and atomics, and is code of
+        // this program; the restorer issues rt_sigreturn.
+        unsafe { signal::set_action(FREEZE_SIGNAL, &ours) }.map_err(system("installing the freeze handler"))?;
+        let mut frozen = Self { slots: ArenaVec::new(arena), previous, stray: already };
+        frozen.stop(arena, cookie, room, deadline, obstacles)?;
+        EXPECTED.store(frozen.slots.len() as u32, Relaxed);
+        Ok(frozen)
+    }
+
+    /// The parked threads.
+    pub(crate) fn threads(&self) -> &[&'a Slot] {
+        &self.slots
+    }
+
+    /// Signals threads until a whole pass over the task list finds all of them parked.
+    fn stop(
+        &mut self,
+        arena: &'a Arena,
+        cookie: u64,
+        room: *mut SlotRoom,
+        deadline: Duration,
+        obstacles: &mut ObstacleSink<'a>,
+    ) -> Result<(), FreezeError> {
+        let system = |what| move |errno| FreezeError::System(what, errno);
+        let (pid, me) = (process::pid(), process::tid());
+        let now = || process::clock(libc::CLOCK_MONOTONIC).unwrap_or(Duration::MAX);
+        let end = now().saturating_add(deadline);
+        let tasks =
+            fs::open(c"/proc/self/task", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(system("opening the task list"))?;
+        let tasks = std::os::fd::AsFd::as_fd(&tasks);
+        let buffer = arena.zeroed::<u8>(32 * 1024).map_err(system("reserving a buffer"))?;
+        let mut used = 0_usize;
+        // Threads met so far, parked or not.
+        let mut met: ArenaVec<'a, &'a Slot> = ArenaVec::new(arena);
+        loop {
+            let seen = PARKED.load(SeqCst);
+            let (mut all_parked, mut count) = (true, 0);
+            fs::seek(tasks, 0, libc::SEEK_SET).map_err(system("rewinding the task list"))?;
+            loop {
+                let filled = fs::read_dir(tasks, buffer).map_err(system("reading the task list"))?;
+                if filled == 0 {
+                    break;
+                }
+                for name in fs::DirEntries::new(&buffer[..filled]) {
+                    let Some(tid) = crac_sys::proc::decimal_name(name.to_bytes()).filter(|tid| *tid != me) else { continue };
+                    count += 1;
+                    let known = met.iter().find(|slot| slot.tid == tid && slot.state.load(Acquire) != GONE);
+                    let (slot, again) = match known {
+                        Some(slot) => match slot.state.load(Acquire) {
+                            IS_PARKED => continue,
+                            IN_VDSO => (*slot, true),
+                            _ => {
+                                all_parked = false;
+                                continue;
+                            }
+                        },
+                        None => {
+                            if used == THREADS_MAX {
+                                return Err(FreezeError::System("counting threads", Errno::new(libc::EAGAIN)));
+                            }
+                            let place = room.wrapping_add(used).cast::<Slot>();
+                            // SAFETY: slot `used` lies in the mapping, zeroed, aligned, and was not handed out before; zeroes
+                            // are a valid slot.
+                            unsafe { (&raw mut (*place).tid).write(tid) };
+                            // SAFETY: as above; from now on only shared, its changing parts are atomic or written by the
+                            // thread itself before it says that it is parked.
+                            let slot = unsafe { &*place };
+                            used += 1;
+                            met.push(slot).map_err(system("noting a thread"))?;
+                            (slot, true)
+                        }
+                    };
+                    all_parked = false;
+                    if again {
+                        slot.state.store(SIGNALLED, SeqCst);
+                        let at = (ptr::from_ref(slot).addr() - room.addr()) / size_of::<SlotRoom>();
+                        let value = cookie << SLOT_BITS | at as u64;
+                        match signal::queue(pid, tid, FREEZE_SIGNAL, value as usize) {
+                            Ok(()) => {}
+                            Err(errno) if errno.number() == libc::ESRCH => slot.state.store(GONE, SeqCst),
+                            // The queue of signals is full: others of this user's, or ours. Try again in the next pass.
+                            Err(errno) if errno.number() == libc::EAGAIN => slot.state.store(IN_VDSO, SeqCst),
+                            Err(errno) => return Err(FreezeError::System("signalling a thread", errno)),
+                        }
+                    }
+                }
+            }
+            let parked = met.iter().filter(|slot| slot.state.load(Acquire) == IS_PARKED).count();
+            if all_parked && parked == count {
+                break;
+            }
+            // A thread that ended before it took the signal leaves its slot behind; its number may come back as another thread.
+            for slot in met.iter().filter(|slot| slot.state.load(Acquire) == SIGNALLED) {
+                if !process::thread_exists(pid, slot.tid) {
+                    slot.state.store(GONE, SeqCst);
+                }
+            }
+            if now() >= end {
+                for slot in met.iter().filter(|slot| slot.state.load(Acquire) != IS_PARKED && slot.state.load(Acquire) != GONE) {
+                    name_unstoppable(slot.tid, obstacles);
+                }
+                self.stray = true;
+                return Err(FreezeError::Unstoppable);
+            }
+            futex::wait(&PARKED, seen, Some(Duration::from_millis(1)));
+        }
+        for slot in met.iter().filter(|slot| slot.state.load(Acquire) == IS_PARKED) {
+            self.slots.push(slot).map_err(system("noting a thread"))?;
+        }
+        // A tid that was reused while its first owner's signal was still queued has been met twice, parked once.
+        self.stray |= met.iter().any(|slot| slot.state.load(Acquire) == SIGNALLED);
+        Ok(())
+    }
+}
+
+fn name_unstoppable(tid: i32, obstacles: &mut ObstacleSink<'_>) {
+    use std::{fmt::Write, os::fd::AsFd};
+
+    let mut path = crate::text::FixedText::<64>::new();
+    let mut text = [0; 64];
+    let _ = write!(path, "/proc/self/task/{tid}/comm\0");
+    let read = std::ffi::CStr::from_bytes_until_nul(path.as_bytes())
+        .ok()
+        .and_then(|path| fs::open(path, libc::O_RDONLY, 0).ok())
+        .and_then(|file| fs::read(file.as_fd(), &mut text).ok())
+        .unwrap_or(0);
+    let name = text.get(..read).unwrap_or_default().trim_ascii();
+    let name = str::from_utf8(name).unwrap_or("?");
+    obstacles.push_owned(
+        ObstacleKind::ThreadUnstoppable,
+        format_args!("thread {tid} ({name}) did not take the freeze signal in time"),
+        format_args!("{name}"),
+    );
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Signals still under way find no cookie and do nothing.
+        COOKIE.store(0, SeqCst);
+        release();
+        // Nobody may be left between the check of the cookie and the use of a slot when the arena goes. A thread leaves
+        // within microseconds unless it is not scheduled; there is nothing else that could be waited for.
+        while INSIDE.load(SeqCst) != 0 {
+            futex::wait(&INSIDE, INSIDE.load(SeqCst), Some(Duration::from_millis(1)));
+        }
+        SLOTS.store(0, Relaxed);
+        if !self.stray {
+            // SAFETY: the disposition that was there before, which was valid then.
+            let restored = unsafe { signal::set_action(FREEZE_SIGNAL, &self.previous) };
+            debug_assert!(restored.is_ok(), "a disposition that was read can be set");
+        }
+    }
+}
+
+/// Lets the parked threads of this life go on.
+fn release() {
+    RELEASE.store(FREE, SeqCst);
+    // Cannot fail for a word of our own.
+    let _ = futex::wake_all(&RELEASE);
+}
+
+/// In a restored life: waits until every thread has left the stub. All of them are then parked in code of this program.
+pub(crate) fn wait_for_arrivals() -> u32 {
+    let expected = EXPECTED.load(Relaxed);
+    loop {
+        let arrived = ARRIVED.load(SeqCst);
+        if arrived >= expected {
+            return arrived;
+        }
+        futex::wait(&ARRIVED, arrived, None);
+    }
+}
+
+/// In a restored life: lets all threads go on. The slots and the arena were left behind in the other life.
+pub(crate) fn release_restored() {
+    COOKIE.store(0, SeqCst);
+    SLOTS.store(0, Relaxed);
+    release();
+}
+
+/// Writes to every page that the statics of this file lie on, so that they are part of every image.
+pub(crate) fn touch() {
+    ARRIVED.store(0, SeqCst);
+    EXPECTED.store(0, SeqCst);
+    PREVIOUS[0].store(0, SeqCst);
+    SLOTS.store(0, SeqCst);
+}
+
+/// The handler of the freeze signal.
+extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    INSIDE.fetch_add(1, SeqCst);
+    handle(number, info, context);
+    INSIDE.fetch_sub(1, SeqCst);
+}
+
+fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a filled siginfo to an SA_SIGINFO handler.
+    let code = unsafe { (*info).si_code };
+    // SAFETY: as above; for SI_QUEUE the sender and the value are filled, for other codes the bytes are there too.
+    let sender = unsafe { (*info).si_pid() };
+    if code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
+        return pass_on(number, info, context);
+    }
+    // SAFETY: as above.
+    let value = unsafe { (*info).si_value() }.sival_ptr.addr() as u64;
+    let cookie = COOKIE.load(SeqCst);
+    if cookie == 0 || value >> SLOT_BITS != cookie {
+        // A signal of an earlier freeze, taken late.
+        return;
+    }
+    let room = ptr::with_exposed_provenance_mut::<SlotRoom>(SLOTS.load(Relaxed));
+    let slot = room.wrapping_add((value & (THREADS_MAX as u64 - 1)) as usize).cast::<Slot>();
+    // SAFETY: the cookie is the running freeze's, whose slots stay mapped while a thread is counted as inside.
+    let state = unsafe { &(*slot).state };
+    // SAFETY: written before the signal was sent and not changed since.
+    let addressee = unsafe { (&raw const (*slot).tid).read() };
+    if addressee != process::tid() || state.load(SeqCst) != SIGNALLED {
+        return;
+    }
+    // SAFETY: an SA_SIGINFO handler gets the interrupted context.
+    let ip = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
+    if (VDSO[0].load(Relaxed)..VDSO[1].load(Relaxed)).contains(&ip) {
+        state.store(IN_VDSO, SeqCst);
+        PARKED.fetch_add(1, SeqCst);
+        let _ = futex::wake_all(&PARKED);
+        return;
+    }
+    // SAFETY: the slot is this thread's alone until it says that it is parked.
+    unsafe { (&raw mut (*slot).state_of).write(ThreadState::read()) };
+    // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot is writable.
+    let came_back = unsafe { arch::park(&raw mut (*slot).resume, wait_here, slot.cast()) };
+    if came_back == 1 {
+        // Another life: the slot is not there any more, the statics are.
+        ARRIVED.fetch_add(1, SeqCst);
+        let _ = futex::wake_all(&ARRIVED);
+        wait_for_release();
+    }
+}
+
+/// Says that the thread is parked, and waits.
+unsafe extern "C" fn wait_here(slot: *mut u8) {
+    let slot = slot.cast::<Slot>();
+    // SAFETY: `handle` passes its own slot.
+    unsafe { &(*slot).state }.store(IS_PARKED, Release);
+    PARKED.fetch_add(1, SeqCst);
+    let _ = futex::wake_all(&PARKED);
+    wait_for_release();
+}
+
+fn wait_for_release() {
+    while RELEASE.load(SeqCst) == HELD {
+        futex::wait(&RELEASE, HELD, None);
+    }
+}
+
+/// Calls the handler that ours has replaced.
+fn pass_on(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let (handler, flags) = (PREVIOUS[0].load(Relaxed), PREVIOUS[1].load(Relaxed));
+    if handler <= 1 {
+        return;
+    }
+    let handler = ptr::with_exposed_provenance::<()>(handler);
+    if flags & libc::SA_SIGINFO as usize != 0 {
+        type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+        // SAFETY: the address was installed as a handler with SA_SIGINFO, so it is a function of this type.
+        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
+        handler(number, info, context);
+    } else {
+        // SAFETY: the address was installed as a handler without SA_SIGINFO, so it is a function of this type.
+        let handler = unsafe { std::mem::transmute::<*const (), extern "C" fn(i32)>(handler) };
+        handler(number);
+    }
+}

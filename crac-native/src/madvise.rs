@@ -1,0 +1,238 @@
+//! `madvise` for a process whose anonymous memory lies in an image.
+//!
+//! After a lazy restore, memory that was anonymous is a private mapping of the image file. `MADV_DONTNEED` on it would bring
+//! back the bytes of the checkpoint where allocators expect zeros, and `MADV_FREE` would be refused. This crate therefore
+//! defines the symbol `madvise`: linked into an executable it takes the C library's place for everything that calls it by
+//! name. For memory of the image it maps fresh anonymous memory instead; for all else it is the system call.
+//!
+//! Users of the bare system call are not caught; glibc's own trimming does not rely on zeros.
+#![allow(unsafe_code, reason = "replaces a function of the C library and mappings of the image")]
+
+use std::{
+    os::fd::AsFd,
+    ptr, slice,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use crac_sys::{
+    Errno, fs,
+    mem::{self, Mapped, PAGE_SIZE},
+};
+
+use crate::{
+    layout::{RunRecord, run},
+    plan::BackingFile,
+};
+
+/// The table of this life: address and number of [`Range`]s; zero in a life that began cold.
+static RANGES: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// The image's device and inode as `maps` shows them.
+static DEVICE: AtomicUsize = AtomicUsize::new(0);
+static INODE: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Range {
+    start: usize,
+    end: usize,
+}
+
+/// `madvise(2)`.
+///
+/// # Safety
+///
+/// As of the system call: the caller owns the range.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
+    let start = address.addr();
+    if COUNT.load(Ordering::Acquire) != 0 && matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) {
+        let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
+        let touched = ranges().is_some_and(|ranges| overlaps(ranges, start, end));
+        // Where the fresh memory cannot be had (too many mappings) the pages are cleared by hand.
+        if touched && replace(start, end).is_err() {
+            return answer(Err(Errno::new(libc::ENOMEM)));
+        }
+    }
+    // SAFETY: the caller's promise.
+    answer(unsafe { mem::advise(start, len, advice) })
+}
+
+fn answer(result: Result<(), Errno>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            // SAFETY: the C library's address of this thread's errno is always valid.
+            let place = unsafe { libc::__errno_location() };
+            // SAFETY: as above; it is an int.
+            unsafe { place.write(errno.number()) };
+            -1
+        }
+    }
+}
+
+/// Whether calls of `madvise` by name reach this crate in this program.
+pub(crate) fn is_interposed() -> bool {
+    let ours = madvise as unsafe extern "C" fn(*mut libc::c_void, usize, i32) -> i32 as usize;
+    if cfg!(target_feature = "crt-static") {
+        // The linker takes every reference from the one definition; that of the C library is weak.
+        return true;
+    }
+    // SAFETY: the name is NUL-terminated; looking it up has no other effect.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"madvise".as_ptr()) };
+    found.addr() == ours
+}
+
+/// The image this life came from, as `maps` shows it.
+pub(crate) fn backing_file() -> Option<BackingFile> {
+    let (device, inode) = (DEVICE.load(Ordering::Acquire) as u64, INODE.load(Ordering::Acquire) as u64);
+    (inode != 0).then_some(BackingFile { device: ((device >> 32) as u32, device as u32), inode })
+}
+
+/// Whether memory of the image in this range was anonymous memory of the service.
+pub(crate) fn was_anonymous(start: u64, end: u64) -> bool {
+    ranges().is_some_and(|ranges| overlaps(ranges, start as usize, end as usize))
+}
+
+/// In a restored life, before the other threads go on: makes the table from the image's runs.
+pub(crate) fn install(runs: &[RunRecord]) -> Result<(), Errno> {
+    forget();
+    let anonymous = || runs.iter().filter(|record| record.flags & run::ANONYMOUS != 0);
+    let mapped = runs.iter().find(|record| record.flags & run::COPY == 0);
+    if let Some(record) = mapped {
+        let found = mapping_at(record.start as usize)?;
+        DEVICE.store(((u64::from(found.device.0) << 32) | u64::from(found.device.1)) as usize, Ordering::Release);
+        INODE.store(found.inode as usize, Ordering::Release);
+    }
+    let count = anonymous().count();
+    if count == 0 {
+        return Ok(());
+    }
+    let bytes = (count * size_of::<Range>()).next_multiple_of(PAGE_SIZE);
+    let table = mem::map_anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    for (at, record) in anonymous().enumerate() {
+        let place = ptr::with_exposed_provenance_mut::<Range>(table).wrapping_add(at);
+        // SAFETY: the fresh mapping has room for `count` entries.
+        unsafe { place.write(Range { start: record.start as usize, end: record.end as usize }) };
+    }
+    RANGES.store(table, Ordering::Release);
+    COUNT.store(count, Ordering::Release);
+    Ok(())
+}
+
+/// Drops the table of the life before, which came along in the image.
+fn forget() {
+    let (table, count) = (RANGES.swap(0, Ordering::AcqRel), COUNT.swap(0, Ordering::AcqRel));
+    if count != 0 {
+        let bytes = (count * size_of::<Range>()).next_multiple_of(PAGE_SIZE);
+        // SAFETY: the table was mapped by `install` in an earlier life; no other thread runs yet that could read it.
+        let unmapped = unsafe { mem::unmap(table, bytes) };
+        debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
+    }
+}
+
+/// Writes to every page that the statics of this file lie on, so that they are part of every image.
+pub(crate) fn touch() {
+    INODE.fetch_add(0, Ordering::SeqCst);
+    COUNT.fetch_add(0, Ordering::SeqCst);
+}
+
+fn ranges() -> Option<&'static [Range]> {
+    let count = COUNT.load(Ordering::Acquire);
+    if count == 0 {
+        return None;
+    }
+    let table = ptr::with_exposed_provenance::<Range>(RANGES.load(Ordering::Acquire));
+    // SAFETY: written by `install` before the count was, never changed while other threads run.
+    Some(unsafe { slice::from_raw_parts(table, count) })
+}
+
+/// Whether a range overlaps one of the sorted `ranges`.
+fn overlaps(ranges: &[Range], start: usize, end: usize) -> bool {
+    let first = ranges.partition_point(|range| range.end <= start);
+    ranges.get(first).is_some_and(|range| range.start < end)
+}
+
+/// Replaces what is still a mapping of the image within `start..end` by fresh anonymous memory of the same protection.
+fn replace(start: usize, end: usize) -> Result<(), Errno> {
+    let Some(image) = backing_file() else { return Ok(()) };
+    let mut at = start;
+    while at < end {
+        let found = match mapping_at(at) {
+            Ok(found) if (found.start as usize) < end => found,
+            _ => return Ok(()),
+        };
+        let (from, to) = ((found.start as usize).max(start), (found.end as usize).min(end));
+        if (BackingFile { device: found.device, inode: found.inode }) == image {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            // SAFETY: the caller of madvise gives up the content of its own range, and the mapping there is the image's.
+            let mapped = unsafe { mem::map(from, to - from, found.protection, flags, -1, 0) };
+            match mapped {
+                Ok(_) => {}
+                // Too many mappings: the content is cleared in place.
+                Err(errno) if errno.number() == libc::ENOMEM && found.protection & libc::PROT_WRITE != 0 => {
+                    // SAFETY: mapped and writable, and the caller has given up its content.
+                    unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(from), 0, to - from) };
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        at = found.end as usize;
+    }
+    Ok(())
+}
+
+/// The mapping at `address` or the next above, from the kernel or, before Linux 6.11, from the text of `maps`.
+fn mapping_at(address: usize) -> Result<Mapped, Errno> {
+    let maps = fs::open(c"/proc/self/maps", libc::O_RDONLY, 0)?;
+    match mem::query(maps.as_fd(), address as u64) {
+        Err(errno) if errno.number() == libc::ENOTTY => {}
+        answer => return answer,
+    }
+    let mut buffer = [0_u8; 16 * 1024];
+    let mut kept = 0;
+    loop {
+        let Some(room) = buffer.get_mut(kept..).filter(|room| !room.is_empty()) else {
+            return Err(Errno::new(libc::E2BIG));
+        };
+        let filled = fs::read(maps.as_fd(), room)?;
+        if filled == 0 {
+            return Err(Errno::new(libc::ENOENT));
+        }
+        let text = buffer.get(..kept + filled).unwrap_or_default();
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        for line in crac_sys::proc::lines(text.get(..whole).unwrap_or_default()) {
+            let Ok(found) = crac_sys::proc::Mapping::parse(line) else { continue };
+            if found.end > address as u64 {
+                let bit = |set, bit| if set { bit } else { 0 };
+                return Ok(Mapped {
+                    start: found.start,
+                    end: found.end,
+                    protection: bit(found.read, libc::PROT_READ)
+                        | bit(found.write, libc::PROT_WRITE)
+                        | bit(found.execute, libc::PROT_EXEC),
+                    device: found.device,
+                    inode: found.inode,
+                });
+            }
+        }
+        let end = kept + filled;
+        buffer.copy_within(whole..end, 0);
+        kept = end - whole;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlap_is_found_at_both_edges() {
+        let ranges = [Range { start: 10, end: 20 }, Range { start: 30, end: 40 }];
+        for (start, end, expected) in
+            [(0, 10, false), (0, 11, true), (19, 20, true), (20, 30, false), (25, 35, true), (40, 50, false), (0, 100, true)]
+        {
+            assert_eq!(overlaps(&ranges, start, end), expected, "{start}..{end}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What becomes of every mapping: pure decisions over what `smaps` says.
+
+use crac_core::ObstacleKind;
+use crac_sys::{
+    Errno,
+    proc::{MappingName, SmapsEntry},
+};
+
+use crate::{
+    arena::ArenaVec,
+    layout::{MappingRecord, PAGE, RangeRecord, RunRecord, advice},
+};
+
+/// The mapped file of an image, as `maps` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BackingFile {
+    pub(crate) device: (u32, u32),
+    pub(crate) inode: u64,
+}
+
+/// What becomes of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// The kernel gives every process its own, or its place is noted apart.
+    Kernel,
+    /// Not saved at all: scratch memory of the capture.
+    Scratch,
+    /// Stands in the way.
+    Refused(ObstacleKind),
+    /// Anonymous memory: existing pages are saved.
+    Anonymous,
+    /// Anonymous memory that is not to survive (`MADV_WIPEONFORK`, `MAP_DROPPABLE`): comes back empty.
+    Forgotten,
+    /// Memory that came from the image this life was restored from.
+    Image,
+    /// A private mapping of a program or library: saved whole, so that an upgrade of the file does not matter.
+    Object,
+    /// A private mapping of another file: referred to; changed pages are saved.
+    FilePrivate,
+    /// A shared mapping of a file that cannot be written: referred to.
+    FileShared,
+}
+
+/// Decides about `entry`. `image` is the file this life came from, if any; `is_object` tells whether a file is mapped
+/// executable anywhere.
+pub(crate) fn classify(entry: &SmapsEntry<'_>, image: Option<BackingFile>, is_object: bool) -> Class {
+    use ObstacleKind as Kind;
+
+    let (mapping, flags) = (&entry.mapping, &entry.flags);
+    match mapping.name() {
+        MappingName::Vsyscall => return Class::Kernel,
+        MappingName::Vdso | MappingName::Vvar => {
+            return if flags.contains(b"sl") { Class::Refused(Kind::Kernel) } else { Class::Kernel };
+        }
+        MappingName::Special(b"uprobes") => return Class::Refused(Kind::Breakpoint),
+        MappingName::Special(b"shadow stack") => return Class::Refused(Kind::Cpu),
+        MappingName::Sysv => return Class::Refused(Kind::MemorySysv),
+        MappingName::AnonInode(b"[io_uring]") => return Class::Refused(Kind::IoUring),
+        MappingName::AnonInode(_) => return Class::Refused(Kind::MemoryDevice),
+        MappingName::SharedAnonymous | MappingName::SharedNamed(_) => return Class::Refused(Kind::MemoryShared),
+        MappingName::Memfd(_) if mapping.shared => return Class::Refused(Kind::MemoryShared),
+        _ => {}
+    }
+    if entry.protection_key != 0 || flags.contains(b"ss") {
+        return Class::Refused(Kind::Cpu);
+    }
+    if flags.contains(b"lo") {
+        return Class::Refused(Kind::MemoryLocked);
+    }
+    if flags.contains(b"io") || flags.contains(b"pf") {
+        return Class::Refused(Kind::MemoryDevice);
+    }
+    if [b"ht", b"um", b"uw", b"ui", b"sl"].iter().any(|flag| flags.contains(flag)) {
+        return Class::Refused(Kind::MemoryOther);
+    }
+    if mapping.inode == 0 {
+        return match mapping.name() {
+            _ if mapping.shared => Class::Refused(Kind::MemoryShared),
+            MappingName::Special(_) => Class::Refused(Kind::MemoryOther),
+            _ if flags.contains(b"wf") || flags.contains(b"dp") => Class::Forgotten,
+            _ => Class::Anonymous,
+        };
+    }
+    if image == Some(BackingFile { device: mapping.device, inode: mapping.inode }) && !mapping.shared {
+        return Class::Image;
+    }
+    match mapping.name() {
+        MappingName::File { path, .. } if path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") => {
+            Class::Refused(Kind::MemoryDevice)
+        }
+        MappingName::File { .. } | MappingName::Memfd(_) if is_object && !mapping.shared => Class::Object,
+        MappingName::File { deleted: true, .. } | MappingName::Memfd(_) => Class::Refused(Kind::MemoryFileDeleted),
+        MappingName::File { .. } if mapping.shared && mapping.write => Class::Refused(Kind::MemoryFileShared),
+        MappingName::File { .. } if mapping.shared => Class::FileShared,
+        MappingName::File { .. } => Class::FilePrivate,
+        _ => Class::Refused(Kind::MemoryOther),
+    }
+}
+
+/// `PROT_*` of a mapping.
+pub(crate) fn protection(entry: &SmapsEntry<'_>) -> u32 {
+    let bit = |set, bit: i32| if set { bit as u32 } else { 0 };
+    let mapping = &entry.mapping;
+    bit(mapping.read, libc::PROT_READ) | bit(mapping.write, libc::PROT_WRITE) | bit(mapping.execute, libc::PROT_EXEC)
+}
+
+/// The record that recreates a mapping without its content. `file` is the index of the file it refers to.
+pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>) -> MappingRecord {
+    const MAP_DROPPABLE: i32 = 0x08;
+    let (mapping, vm_flags) = (&entry.mapping, &entry.flags);
+    let has = |flag: &[u8; 2], bit: i32| if vm_flags.contains(flag) { bit } else { 0 };
+    let shape = if class == Class::FileShared {
+        libc::MAP_SHARED
+    } else if vm_flags.contains(b"dp") {
+        MAP_DROPPABLE
+    } else {
+        libc::MAP_PRIVATE
+    };
+    let anonymous = if file.is_none() { libc::MAP_ANONYMOUS | has(b"gd", libc::MAP_GROWSDOWN) } else { 0 };
+    let advised = [
+        (b"wf", advice::WIPE_ON_FORK),
+        (b"dc", advice::DONT_FORK),
+        (b"dd", advice::DONT_DUMP),
+        (b"hg", advice::HUGE_PAGES),
+        (b"nh", advice::NO_HUGE_PAGES),
+        (b"mg", advice::MERGEABLE),
+    ];
+    // The kernel sets DONTDUMP itself with droppable memory, and lets nobody change it there.
+    let advised = advised.iter().filter(|(flag, _)| vm_flags.contains(flag) && !vm_flags.contains(b"dp"));
+    MappingRecord {
+        start: mapping.start,
+        end: mapping.end,
+        protection: protection(entry),
+        flags: (shape | anonymous | has(b"nr", libc::MAP_NORESERVE)) as u32,
+        file: file.unwrap_or(0),
+        advice: advised.fold(0, |all, (_, bit)| all | bit),
+        file_offset: if file.is_some() { mapping.offset } else { 0 },
+    }
+}
+
+/// Joins page ranges of one mapping that are less than `gap` bytes apart: a mapping more costs more than some pages of zeros.
+pub(crate) fn runs(
+    pages: &[RangeRecord],
+    gap: u64,
+    protection: u32,
+    flags: u32,
+    runs: &mut ArenaVec<'_, RunRecord>,
+) -> Result<(), Errno> {
+    let first = runs.len();
+    for range in pages {
+        match runs.get_mut(first..).and_then(<[_]>::last_mut) {
+            Some(last) if range.start - last.end < gap => last.end = range.end,
+            _ => runs.push(RunRecord { start: range.start, end: range.end, protection, flags, ..RunRecord::default() })?,
+        }
+    }
+    Ok(())
+}
+
+/// The lowest address from `hint` on where `bytes` are free between `taken`, which is sorted by address. A page stays free on
+/// both sides.
+pub(crate) fn hole(taken: impl Iterator<Item = (u64, u64)>, hint: u64, bytes: u64, end: u64) -> Option<u64> {
+    let mut at = hint;
+    for (start, behind) in taken {
+        if behind + PAGE <= at {
+            continue;
+        }
+        if start >= at + bytes + PAGE {
+            break;
+        }
+        at = behind + PAGE;
+    }
+    (at + bytes + PAGE <= end).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use crac_sys::proc::SmapsEntries;
+
+    use super::*;
+    use crate::arena::Arena;
+
+    fn class_of(line: &str, flags: &str, is_object: bool) -> Class {
+        let text = format!("{line}\nVmFlags: {flags}\n");
+        let entry = SmapsEntries::of(text.as_bytes()).next().unwrap().unwrap();
+        let image = Some(BackingFile { device: (8, 1), inode: 77 });
+        classify(&entry, image, is_object)
+    }
+
+    #[test]
+    fn every_kind_of_mapping_has_its_place() {
+        use ObstacleKind as Kind;
+        for (line, flags, is_object, class) in [
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr mr mw me ac", false, Class::Anonymous),
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr wf", false, Class::Forgotten),
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr lo", false, Class::Refused(Kind::MemoryLocked)),
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr ht", false, Class::Refused(Kind::MemoryOther)),
+            ("1000-2000 rw-s 00000000 00:01 9 /dev/zero (deleted)", "sh", false, Class::Refused(Kind::MemoryShared)),
+            ("1000-2000 rw-s 00000000 00:01 9 /memfd:x (deleted)", "sh", false, Class::Refused(Kind::MemoryShared)),
+            ("1000-2000 rw-s 00000000 00:01 9 /SYSV00000000 (deleted)", "sh", false, Class::Refused(Kind::MemorySysv)),
+            ("1000-2000 rw-s 00000000 08:01 9 /data/x", "sh", false, Class::Refused(Kind::MemoryFileShared)),
+            ("1000-2000 r--s 00000000 08:01 9 /data/x", "sh", false, Class::FileShared),
+            ("1000-2000 rw-p 00000000 08:01 9 /data/x", "", false, Class::FilePrivate),
+            ("1000-2000 rw-p 00000000 08:01 9 /data/x (deleted)", "", false, Class::Refused(Kind::MemoryFileDeleted)),
+            ("1000-2000 r--p 00000000 08:01 9 /lib/x.so (deleted)", "", true, Class::Object),
+            ("1000-2000 r--p 00000000 08:01 77 /tmp/x.crac (deleted)", "", false, Class::Image),
+            ("1000-2000 r--p 00000000 00:06 3 /dev/fb0", "", false, Class::Refused(Kind::MemoryDevice)),
+            ("1000-2000 rw-s 00000000 00:0f 3 anon_inode:[io_uring]", "", false, Class::Refused(Kind::IoUring)),
+            ("1000-2000 r-xp 00000000 00:00 0 [vdso]", "rd ex sl", false, Class::Refused(Kind::Kernel)),
+            ("1000-2000 r-xp 00000000 00:00 0 [uprobes]", "rd ex", false, Class::Refused(Kind::Breakpoint)),
+        ] {
+            assert_eq!(class_of(line, flags, is_object), class, "{line} {flags}");
+        }
+    }
+
+    #[test]
+    fn near_ranges_become_one_run() {
+        let arena = Arena::new().unwrap();
+        let mut all = ArenaVec::new(&arena);
+        let pages = [(0, 1), (2, 3), (20, 21)].map(|(start, end)| RangeRecord { start: start * PAGE, end: end * PAGE });
+        runs(&pages, 16 * PAGE, 3, 0, &mut all).unwrap();
+        let ranges: Vec<_> = all.iter().map(|run| (run.start / PAGE, run.end / PAGE)).collect();
+        assert_eq!(ranges, [(0, 3), (20, 21)]);
+        // Ranges of another mapping do not join those before.
+        runs(&[RangeRecord { start: 21 * PAGE, end: 22 * PAGE }], 16 * PAGE, 1, 0, &mut all).unwrap();
+        assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn a_hole_keeps_its_distance() {
+        let taken = [(0x1000, 0x5000), (0x20_000, 0x30_000), (0x34_000, 0x40_000)];
+        let find = |hint, bytes| hole(taken.into_iter(), hint, bytes, 0x50_000);
+        assert_eq!(find(0x8000, 0x4000), Some(0x8000));
+        assert_eq!(find(0x21_000, 0x2000), Some(0x31_000));
+        assert_eq!(find(0x21_000, 0x3000), Some(0x41_000));
+        assert_eq!(find(0, 0x10_000), Some(0x6000));
+        assert_eq!(find(0x21_000, 0x10_000), None);
+    }
+}

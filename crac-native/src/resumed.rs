@@ -1,0 +1,95 @@
+//! The first steps of a restored life, on the thread that made the capture.
+#![expect(unsafe_code, reason = "reads what the stub left at an agreed address, and unmaps the stub")]
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, ptr, slice, sync::atomic::Ordering, time::Duration};
+
+use crac_core::{CaptureRequest, ImageId, InstanceId, Restoration, Stage};
+use crac_sys::{mem, process, signal};
+
+use crate::{
+    capture::HEADER_AT,
+    freeze,
+    layout::{Handover, Header, RunRecord, Section, Step},
+    madvise,
+};
+
+/// Waits for the other threads, lets them go on, and reports. `mask` is the capturing thread's own signal mask.
+///
+/// Until the threads go on nothing is allocated: one of them may have been stopped inside the allocator.
+pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet) -> Restoration {
+    let header_at = HEADER_AT.swap(0, Ordering::SeqCst);
+    let header = ptr::with_exposed_provenance::<Header>(header_at as usize);
+    // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
+    let header = unsafe { header.read() };
+    freeze::wait_for_arrivals();
+    // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
+    let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
+    let installed = madvise::install(runs);
+    freeze::release_restored();
+    // The mask was valid when it was read.
+    let _ = signal::set_mask(mask);
+    if let Err(errno) = installed {
+        // Without the table an allocator would take old bytes for zeros.
+        eprintln!("crac: cannot restore: the mappings of this process cannot be read: {errno}");
+        process::exit_group(crate::layout::EXIT_FAILED);
+    }
+    let restoration = describe(&header, request);
+    let zone = (header.zone_start as usize, (header.zone_end - header.zone_start) as usize);
+    // SAFETY: every thread has left the stub, and what it left has been copied.
+    let unmapped = unsafe { mem::unmap(zone.0, zone.1) };
+    debug_assert!(unmapped.is_ok(), "the stub's own mappings can be unmapped");
+    restoration
+}
+
+fn describe(header: &Header, request: &CaptureRequest<'_>) -> Restoration {
+    let handover_at = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
+    // SAFETY: the stub has written the record there.
+    let handover = unsafe { handover_at.read() };
+    let strings = ptr::with_exposed_provenance::<u8>(header.handover_at as usize + size_of::<Handover>());
+    // SAFETY: as many bytes as the stub has written behind the record.
+    let strings = unsafe { slice::from_raw_parts(strings, handover.strings_bytes as usize) };
+    let mut strings = strings.split(|byte| *byte == 0);
+    let mut args: Vec<OsString> =
+        strings.by_ref().take(handover.arguments as usize).map(|argument| OsString::from_vec(argument.to_vec())).collect();
+    // `./IMAGE -- ARGS...` and `crac restore IMAGE -- ARGS...` say the same.
+    if args.get(1).is_some_and(|argument| argument == "--") {
+        args.remove(1);
+    }
+    let env = strings
+        .take(handover.variables as usize)
+        .filter_map(|variable| {
+            let at = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
+            let (name, value) = variable.split_at(at);
+            Some((OsString::from_vec(name.to_vec()), OsString::from_vec(value[1..].to_vec())))
+        })
+        .collect();
+    let mut instance_id = [0; 16];
+    // The kernel's generator does not fail once it is seeded, and this process did not come up before it was.
+    let _ = process::random(&mut instance_id);
+    let mut restoration = Restoration::new(ImageId(header.image_id), InstanceId(instance_id), request.metadata.generation + 1);
+    restoration.args = if args.len() > 1 { args } else { Vec::new() };
+    restoration.env = env;
+    restoration.asleep_wall = Duration::from_nanos(handover.realtime_ns.saturating_sub(header.captured_realtime_ns));
+    restoration.asleep_monotonic = Duration::from_nanos(handover.monotonic_ns.saturating_sub(header.captured_monotonic_ns));
+    let mut before = handover.monotonic_ns;
+    for step in Step::ALL {
+        let at = handover.steps_ns.get(*step as usize).copied().unwrap_or(0);
+        if at >= before {
+            let took = Duration::from_nanos(at - before);
+            restoration.stages.push(Stage { name: step.name().to_owned(), took });
+            before = at;
+        }
+    }
+    let now = crate::facts::clock_ns(libc::CLOCK_MONOTONIC);
+    restoration.stages.push(Stage { name: "resume".to_owned(), took: Duration::from_nanos(now.saturating_sub(before)) });
+    restoration
+}
+
+/// # Safety
+///
+/// The metadata is mapped at `metadata_at`, and the section is one of its tables of `T`.
+unsafe fn table<'a, T>(metadata_at: u64, section: Section) -> &'a [T] {
+    let start = ptr::with_exposed_provenance::<T>((metadata_at + section.offset) as usize);
+    // SAFETY: the caller's promise.
+    unsafe { slice::from_raw_parts(start, section.bytes as usize / size_of::<T>()) }
+}

@@ -1,0 +1,260 @@
+//! Facts and plan put into the records of an image.
+
+use std::{ffi::CStr, ops::Range};
+
+use crac_core::ObstacleKind;
+use crac_sys::{
+    Errno, fs,
+    proc::{MappingName, SmapsEntry},
+};
+
+use crate::{
+    arena::{Arena, ArenaVec},
+    facts::Problem,
+    findings::ObstacleSink,
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, run},
+    madvise,
+    pages::{Found, Pages, Wanted},
+    plan::{self, BackingFile, Class},
+};
+
+/// The memory of an image: everything but the bytes.
+#[derive(Debug)]
+pub(crate) struct Memory<'a> {
+    pub(crate) mappings: ArenaVec<'a, MappingRecord>,
+    pub(crate) runs: ArenaVec<'a, RunRecord>,
+    /// For every run, whether it must be read through `/proc/self/mem`.
+    pub(crate) indirect: ArenaVec<'a, u8>,
+    pub(crate) guards: ArenaVec<'a, RangeRecord>,
+    pub(crate) files: ArenaVec<'a, FileRecord>,
+    pub(crate) text: ArenaVec<'a, u8>,
+    pub(crate) vdso: VdsoRecord,
+}
+
+/// Gaps between runs that are filled with zeros rather than mapped apart.
+const GAP: u64 = 16 * PAGE;
+/// Mappings a process may have (`vm.max_map_count`), with room for what it maps later.
+const MAPPINGS_MAX: usize = 40_000;
+
+/// What the memory is planned from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    pub(crate) arena: &'a Arena,
+    pub(crate) entries: &'a [SmapsEntry<'a>],
+    /// The file of the image this life came from.
+    pub(crate) image: Option<BackingFile>,
+}
+
+impl<'a> Memory<'a> {
+    /// Plans every mapping. What cannot be saved goes to `obstacles`.
+    pub(crate) fn plan(sources: &Sources<'a>, pages: &mut Pages<'a>, obstacles: &mut ObstacleSink<'_>) -> Result<Self, Problem> {
+        let mut gap = GAP;
+        loop {
+            let before = obstacles.len();
+            let memory = Self::plan_with(sources, pages, gap, obstacles).map_err(|errno| ("looking at memory pages", errno))?;
+            if memory.mappings.len() + 2 * memory.runs.len() < MAPPINGS_MAX || gap >= 1 << 30 || obstacles.len() != before {
+                return Ok(memory);
+            }
+            gap *= 4;
+        }
+    }
+
+    fn plan_with(
+        sources: &Sources<'a>,
+        pages: &mut Pages<'a>,
+        gap: u64,
+        obstacles: &mut ObstacleSink<'_>,
+    ) -> Result<Self, Errno> {
+        let arena = sources.arena;
+        let mut memory = Self {
+            mappings: ArenaVec::new(arena),
+            runs: ArenaVec::new(arena),
+            indirect: ArenaVec::new(arena),
+            guards: ArenaVec::new(arena),
+            files: ArenaVec::new(arena),
+            text: ArenaVec::new(arena),
+            vdso: vdso(sources.entries),
+        };
+        let mut objects = ArenaVec::new(arena);
+        for entry in sources.entries.iter().filter(|entry| entry.mapping.execute && entry.mapping.inode != 0) {
+            objects.push((entry.mapping.device, entry.mapping.inode))?;
+        }
+        let mut ranges = ArenaVec::new(arena);
+        for entry in sources.entries {
+            let mapping = &entry.mapping;
+            if arena.ranges().any(|scratch| scratch.start as u64 <= mapping.start && mapping.end <= scratch.end as u64) {
+                continue;
+            }
+            let is_object = objects.contains(&(mapping.device, mapping.inode));
+            let class = plan::classify(entry, sources.image, is_object);
+            ranges.clear();
+            let first_guard = memory.guards.len();
+            let mut found = Found { pages: &mut ranges, guards: &mut memory.guards };
+            let (start, end) = (mapping.start as usize, mapping.end as usize);
+            let mut file = None;
+            match class {
+                Class::Kernel | Class::Scratch => continue,
+                Class::Refused(kind) => {
+                    refuse(kind, entry, obstacles);
+                    continue;
+                }
+                Class::Forgotten => {}
+                Class::Anonymous => pages.find(start, end, Wanted::Existing, &mut found)?,
+                Class::Image | Class::Object => {
+                    // All that can be read is saved: a mapping may reach beyond the end of its file, or have guards in it.
+                    pages.find(start, end, Wanted::Changed, &mut found)?;
+                    ranges.clear();
+                    ranges.push(RangeRecord { start: mapping.start, end: end_of_file(entry, class).min(mapping.end) })?;
+                    subtract(&mut ranges, &memory.guards[first_guard..], arena)?;
+                }
+                Class::FilePrivate | Class::FileShared => match memory.file(entry)? {
+                    Some(index) => {
+                        file = Some(index);
+                        if class == Class::FilePrivate {
+                            let mut found = Found { pages: &mut ranges, guards: &mut memory.guards };
+                            pages.find(start, end, Wanted::Changed, &mut found)?;
+                        }
+                    }
+                    None => {
+                        refuse(ObstacleKind::MemoryFileDeleted, entry, obstacles);
+                        continue;
+                    }
+                },
+            }
+            let record = plan::record(entry, class, file);
+            let grows = entry.flags.contains(b"gd") && file.is_none();
+            let anonymous = match class {
+                Class::Anonymous => true,
+                Class::Image => madvise::was_anonymous(mapping.start, mapping.end),
+                _ => false,
+            };
+            let flags = if grows { run::COPY } else { 0 } | if anonymous && !grows { run::ANONYMOUS } else { 0 };
+            let first = memory.runs.len();
+            // A file's pages between two changed ones are not zeros, and guards cannot be read.
+            let gap = if file.is_some() || memory.guards.len() > first_guard { 1 } else { gap };
+            plan::runs(&ranges, gap, record.protection, flags, &mut memory.runs)?;
+            let indirect = !mapping.read || !matches!(class, Class::Anonymous | Class::Image);
+            for _ in first..memory.runs.len() {
+                memory.indirect.push(u8::from(indirect))?;
+            }
+            let covered = matches!(&memory.runs[first..], [run] if run.start == mapping.start && run.end == mapping.end);
+            if !covered || grows || record.advice != 0 {
+                memory.mappings.push(record)?;
+            }
+        }
+        let mut offset = 0;
+        for run in memory.runs.iter_mut() {
+            run.data_offset = offset;
+            offset += run.end - run.start;
+        }
+        Ok(memory)
+    }
+
+    /// Bytes of page data.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.data_offset + (run.end - run.start))
+    }
+
+    /// Adds a NUL-terminated text.
+    pub(crate) fn add_text(&mut self, text: &[u8]) -> Result<Text, Errno> {
+        let too_long = |_| Errno::new(libc::E2BIG);
+        let added = Text { offset: self.text.len().try_into().map_err(too_long)?, len: text.len().try_into().map_err(too_long)? };
+        self.text.extend_from_slice(text)?;
+        self.text.push(0)?;
+        Ok(added)
+    }
+
+    /// The index of the file a mapping refers to, if it is still there under its name.
+    fn file(&mut self, entry: &SmapsEntry<'_>) -> Result<Option<u32>, Errno> {
+        let MappingName::File { path, deleted: false } = entry.mapping.name() else { return Ok(None) };
+        let known = self.files.iter().position(|file| self.text_of(file.path) == path);
+        if let Some(index) = known {
+            return Ok(Some(index as u32));
+        }
+        let text = self.add_text(path)?;
+        let path = self.text.get(text.offset as usize..).and_then(|path| CStr::from_bytes_until_nul(path).ok());
+        let Some(Ok(stat)) = path.map(fs::stat_path) else { return Ok(None) };
+        if stat.st_ino != entry.mapping.inode {
+            return Ok(None);
+        }
+        self.files.push(FileRecord {
+            path: text,
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            modified_s: stat.st_mtime,
+            modified_ns: stat.st_mtime_nsec as u64,
+        })?;
+        Ok(Some(self.files.len() as u32 - 1))
+    }
+
+    fn text_of(&self, text: Text) -> &[u8] {
+        self.text.get(text.offset as usize..).and_then(|rest| rest.get(..text.len as usize)).unwrap_or_default()
+    }
+}
+
+/// The address up to which a mapping is backed by its file. Beyond it, access is an error.
+fn end_of_file(entry: &SmapsEntry<'_>, class: Class) -> u64 {
+    let MappingName::File { path, deleted: false } = entry.mapping.name() else { return entry.mapping.end };
+    if class == Class::Image {
+        return entry.mapping.end;
+    }
+    let mut name = [0; libc::PATH_MAX as usize];
+    let Some(room) = name.get_mut(..path.len()) else { return entry.mapping.end };
+    room.copy_from_slice(path);
+    let stat = CStr::from_bytes_until_nul(&name).ok().and_then(|path| fs::stat_path(path).ok());
+    match stat.filter(|stat| stat.st_ino == entry.mapping.inode) {
+        Some(stat) => {
+            let size = (stat.st_size as u64).next_multiple_of(PAGE);
+            entry.mapping.start + size.saturating_sub(entry.mapping.offset)
+        }
+        None => entry.mapping.end,
+    }
+}
+
+fn refuse(kind: ObstacleKind, entry: &SmapsEntry<'_>, obstacles: &mut ObstacleSink<'_>) {
+    let mapping = &entry.mapping;
+    let path = str::from_utf8(mapping.path).unwrap_or("a file whose name is no text");
+    let path = if path.is_empty() { "anonymous" } else { path };
+    obstacles.push(kind, format_args!("mapping {:#x}-{:#x}, {path}", mapping.start, mapping.end));
+}
+
+/// Takes `holes` out of `ranges`.
+fn subtract<'a>(ranges: &mut ArenaVec<'a, RangeRecord>, holes: &[RangeRecord], arena: &'a Arena) -> Result<(), Errno> {
+    for hole in holes {
+        let mut rest = ArenaVec::new(arena);
+        for range in ranges.iter() {
+            for part in [
+                RangeRecord { start: range.start, end: range.end.min(hole.start) },
+                RangeRecord { start: range.start.max(hole.end), end: range.end },
+            ] {
+                if part.start < part.end {
+                    rest.push(part)?;
+                }
+            }
+        }
+        *ranges = rest;
+    }
+    Ok(())
+}
+
+/// Where the kernel's own mappings are. Entry by entry from the end, so that the code comes last.
+fn vdso(entries: &[SmapsEntry<'_>]) -> VdsoRecord {
+    let mut record = VdsoRecord::default();
+    let own = entries.iter().filter(|entry| matches!(entry.mapping.name(), MappingName::Vdso | MappingName::Vvar));
+    let mut sizes = record.bytes.iter_mut().rev();
+    for entry in own.rev() {
+        if let Some(size) = sizes.next() {
+            *size = entry.mapping.size();
+            record.start = entry.mapping.start;
+        }
+    }
+    record
+}
+
+/// The address range of the vdso's code.
+pub(crate) fn vdso_code(record: &VdsoRecord) -> Range<u64> {
+    let [data @ .., code] = record.bytes;
+    let start = record.start + data.iter().sum::<u64>();
+    start..start + code
+}

@@ -1,0 +1,273 @@
+//! The image file: nameless until it is complete and on the disk, then at the target in one step.
+#![expect(unsafe_code, reason = "writes the process's own memory as it stands")]
+
+use std::{
+    ffi::{CStr, CString},
+    fmt::Write,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    ptr, slice,
+};
+
+use crac_core::EngineError;
+use crac_sys::{Errno, fs, process};
+
+use crate::{
+    arena::Arena,
+    fault::{Fault, Point},
+    layout::{PAGE, RunRecord, xxh64::Xxh64},
+    text::FixedText,
+};
+
+/// Owner only: an image holds the memory of a service.
+const MODE: u32 = 0o700;
+/// Bytes handed to the kernel at once.
+const PIECE: u64 = 1 << 20;
+
+/// A file on its way to the target.
+#[derive(Debug)]
+pub(crate) struct ImageFile {
+    directory: OwnedFd,
+    file: Option<OwnedFd>,
+    target: CString,
+    /// Name beside the target, while there is one.
+    aside: FixedText<64>,
+    has_aside: bool,
+    /// Whether the target has been replaced.
+    published: bool,
+    pub(crate) fault: Option<Fault>,
+    /// Bytes of data written, without holes.
+    pub(crate) written: u64,
+}
+
+impl ImageFile {
+    /// Creates a file in the directory of `target`, so that everything that can go wrong with the place does so early.
+    pub(crate) fn create(target: &Path, fault: Option<Fault>) -> Result<Self, EngineError> {
+        let error =
+            |source: io::Error, hint: &str| EngineError::Write { path: target.to_owned(), source, hint: format!("hint: {hint}") };
+        let name = target.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
+        let (Some(name), Some(parent)) = (name, target.parent()) else {
+            return Err(error(io::ErrorKind::InvalidInput.into(), "give the path of a file"));
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent = CString::new(parent.as_os_str().as_bytes())
+            .map_err(|_| error(io::ErrorKind::InvalidInput.into(), "give a path without a NUL"))?;
+        let directory = fs::open(&parent, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+            .map_err(|errno| error(errno.into(), "create the directory first, or choose another with --image"))?;
+        if fs::is_noexec(directory.as_fd()) {
+            let source = Errno::new(libc::EACCES).into();
+            return Err(error(source, "the filesystem is mounted noexec and an image is a program; choose another directory"));
+        }
+        let mut image = Self {
+            directory,
+            file: None,
+            target: name,
+            aside: FixedText::new(),
+            has_aside: false,
+            published: false,
+            fault,
+            written: 0,
+        };
+        let hint = "choose a directory this user may write to with --image";
+        match fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, MODE) {
+            Ok(file) => image.file = Some(file),
+            Err(errno) if [libc::EOPNOTSUPP, libc::EISDIR, libc::ENOENT].contains(&errno.number()) => {
+                image.new_aside().map_err(|errno| error(errno.into(), hint))?;
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+                let file = fs::open_at(image.directory.as_raw_fd(), image.aside_name(), flags, MODE);
+                image.file = Some(file.map_err(|errno| error(errno.into(), hint))?);
+                image.has_aside = true;
+            }
+            Err(errno) => return Err(error(errno.into(), hint)),
+        }
+        // The umask has been applied; an image is to be executable by its owner in any case.
+        fs::set_mode(image.fd(), MODE).map_err(|errno| error(errno.into(), hint))?;
+        Ok(image)
+    }
+
+    /// The descriptors in use: not part of the process that is saved.
+    pub(crate) fn descriptors(&self) -> [RawFd; 2] {
+        [self.directory.as_raw_fd(), self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd)]
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_ref().map_or(self.directory.as_fd(), AsFd::as_fd)
+    }
+
+    /// Draws a name beside the target.
+    fn new_aside(&mut self) -> Result<(), Errno> {
+        let mut random = [0; 8];
+        process::random(&mut random)?;
+        self.aside = FixedText::new();
+        write!(self.aside, ".crac-{:016x}.tmp\0", u64::from_ne_bytes(random)).map_err(|_| Errno::new(libc::ENAMETOOLONG))
+    }
+
+    fn aside_name(&self) -> &CStr {
+        CStr::from_bytes_until_nul(self.aside.as_bytes()).unwrap_or_default()
+    }
+
+    /// Sets the size: everything not written is a hole.
+    pub(crate) fn set_len(&mut self, bytes: u64) -> Result<(), Errno> {
+        Fault::check(&mut self.fault, Point::Write)?;
+        fs::set_len(self.fd(), bytes)
+    }
+
+    /// Writes bytes that were made for the image.
+    pub(crate) fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+        Fault::check(&mut self.fault, Point::Write)?;
+        self.written += bytes.len() as u64;
+        fs::write_all_at(self.fd(), bytes, offset)
+    }
+
+    /// Writes the memory of a run and notes its checksum. Pages of zeros become holes.
+    ///
+    /// # Errors
+    ///
+    /// Of the file, or `EFAULT` and `EIO` for memory that cannot be read.
+    pub(crate) fn write_run(&mut self, run: &mut RunRecord, source: &Source<'_>, step: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+        let mut sum = Xxh64::new();
+        let mut at = run.start;
+        while at < run.end {
+            let bytes = PIECE.min(run.end - at);
+            // SAFETY: the caller's plan says that this part of the run is mapped, and nobody runs who could change that.
+            let piece = unsafe { source.piece(at, bytes) }?;
+            let rest = sum.blocks(piece);
+            debug_assert!(rest.is_empty(), "pages are whole blocks");
+            Fault::check(&mut self.fault, Point::Write)?;
+            let mut pages = piece.chunks(PAGE as usize);
+            let mut offset = 0;
+            while let Some(page) = pages.next() {
+                let start = offset;
+                offset += page.len();
+                if is_zero(page) {
+                    continue;
+                }
+                // Extends over the pages that follow without a page of zeros between.
+                let mut end = offset;
+                for page in pages.by_ref() {
+                    offset += page.len();
+                    if is_zero(page) {
+                        break;
+                    }
+                    end = offset;
+                }
+                let part = piece.get(start..end).unwrap_or_default();
+                self.written += part.len() as u64;
+                fs::write_all_at(self.fd(), part, run.data_offset + (at - run.start) + start as u64)?;
+            }
+            at += bytes;
+            step(self.written);
+        }
+        run.data_sum = sum.finish(&[]);
+        Ok(())
+    }
+
+    /// Makes the file durable and puts it at the target.
+    pub(crate) fn publish(&mut self) -> Result<(), Errno> {
+        Fault::check(&mut self.fault, Point::Sync)?;
+        fs::sync(self.fd())?;
+        Fault::check(&mut self.fault, Point::Link)?;
+        if !self.has_aside {
+            self.new_aside()?;
+            fs::link_nameless(self.fd(), self.directory.as_fd(), self.aside_name())?;
+            self.has_aside = true;
+        }
+        Fault::check(&mut self.fault, Point::Rename)?;
+        fs::rename_at(self.directory.as_fd(), self.aside_name(), &self.target)?;
+        (self.has_aside, self.published) = (false, true);
+        fs::sync(self.directory.as_fd())
+    }
+
+    /// Bytes the file takes on the disk.
+    pub(crate) fn bytes_on_disk(&self) -> u64 {
+        fs::stat(self.fd()).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+    }
+
+    /// Gives up the right to write, without which the kernel does not execute a file, and opens it for that.
+    pub(crate) fn reopen_to_execute(&mut self) -> Result<OwnedFd, Errno> {
+        Fault::check(&mut self.fault, Point::Exec)?;
+        let written = fs::stat(self.fd())?;
+        self.file = None;
+        let file = fs::open_at(self.directory.as_raw_fd(), &self.target, libc::O_RDONLY | libc::O_NOFOLLOW, 0)?;
+        let found = fs::stat(file.as_fd())?;
+        if (written.st_dev, written.st_ino) == (found.st_dev, found.st_ino) { Ok(file) } else { Err(Errno::new(libc::ESTALE)) }
+    }
+
+    /// Takes back an image that was published and turned out not to work.
+    pub(crate) fn retract(&mut self) {
+        if self.published {
+            // The caller reports why the image is of no use; that it could not be removed as well would hide that.
+            let _ = fs::remove_at(self.directory.as_fd(), &self.target);
+            self.published = false;
+        }
+    }
+}
+
+impl Drop for ImageFile {
+    fn drop(&mut self) {
+        if self.has_aside {
+            // Nothing refers to the name, which says what it is; an error would hide the one that led here.
+            let _ = fs::remove_at(self.directory.as_fd(), self.aside_name());
+        }
+    }
+}
+
+/// How the memory of a run is read.
+#[derive(Debug)]
+pub(crate) enum Source<'a> {
+    /// In place.
+    Memory,
+    /// Through `/proc/self/mem`: memory without read permission, and mappings of files, which may have become shorter.
+    Copy(BorrowedFd<'a>, &'a Bounce<'a>),
+}
+
+/// A buffer of [`PIECE`] bytes.
+#[derive(Debug)]
+pub(crate) struct Bounce<'a> {
+    start: *mut u8,
+    arena: std::marker::PhantomData<&'a Arena>,
+}
+
+impl<'a> Bounce<'a> {
+    /// Takes the buffer from the arena.
+    pub(crate) fn new(arena: &'a Arena) -> Result<Self, Errno> {
+        Ok(Self { start: arena.zeroed::<u8>(PIECE as usize)?.as_mut_ptr(), arena: std::marker::PhantomData })
+    }
+}
+
+impl Source<'_> {
+    /// # Safety
+    ///
+    /// For [`Source::Memory`] the range is mapped, readable, and not changed while the result is in use.
+    unsafe fn piece(&self, at: u64, bytes: u64) -> Result<&[u8], Errno> {
+        match self {
+            Source::Memory => {
+                let start = ptr::with_exposed_provenance::<u8>(at as usize);
+                // SAFETY: the caller's promise. What this thread changes meanwhile are its own counters, whose bytes may come
+                // out either way.
+                Ok(unsafe { slice::from_raw_parts(start, bytes as usize) })
+            }
+            Source::Copy(memory, bounce) => {
+                // SAFETY: PIECE bytes of the arena, only used by this function; the previous piece has been written.
+                let buffer = unsafe { slice::from_raw_parts_mut(bounce.start, bytes as usize) };
+                let mut done = 0;
+                while done < buffer.len() {
+                    match fs::read_at(*memory, &mut buffer[done..], at + done as u64)? {
+                        0 => return Err(Errno::new(libc::EFAULT)),
+                        read => done += read,
+                    }
+                }
+                Ok(buffer)
+            }
+        }
+    }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // Most pages differ from zero within their first words.
+    page.as_chunks::<16>().0.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0)
+}

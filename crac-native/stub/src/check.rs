@@ -1,0 +1,234 @@
+//! Step "check": everything that can be refused is refused here, all reasons at once, before anything is touched.
+
+use crate::{
+    Restore,
+    layout::{
+        Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, cpu,
+        xxh64::{Xxh64, xxh64},
+    },
+    report::{self, Decimal},
+    sys::{self, Stat},
+    syscall,
+};
+
+/// The parts of the kernel's initial stack.
+#[derive(Clone, Copy)]
+pub struct Start {
+    pub arguments: *const *const u8,
+    pub argument_count: usize,
+    pub environment: *const *const u8,
+    pub page_size: u64,
+    pub vdso: u64,
+}
+
+impl Start {
+    /// Takes the initial stack apart (the System V ABI's process initialisation).
+    pub fn read(stack: *const usize) -> Self {
+        const AT_PAGESZ: usize = 6;
+        const AT_SYSINFO_EHDR: usize = 33;
+        // SAFETY: the kernel puts the count first.
+        let argument_count = unsafe { stack.read() };
+        let arguments = stack.wrapping_add(1);
+        let environment = arguments.wrapping_add(argument_count + 1);
+        let mut at = environment;
+        // SAFETY: the environment ends with a null.
+        while unsafe { at.read() } != 0 {
+            at = at.wrapping_add(1);
+        }
+        let (mut page_size, mut vdso) = (0, 0);
+        loop {
+            at = at.wrapping_add(1);
+            // SAFETY: pairs follow, the last of which has the key zero.
+            let key = unsafe { at.read() };
+            at = at.wrapping_add(1);
+            // SAFETY: the value of the pair.
+            let value = unsafe { at.read() };
+            match key {
+                0 => break,
+                AT_PAGESZ => page_size = value as u64,
+                AT_SYSINFO_EHDR => vdso = value as u64,
+                _ => {}
+            }
+        }
+        Self { arguments: arguments.cast(), argument_count, environment: environment.cast(), page_size, vdso }
+    }
+}
+
+/// Opens the image and checks file, header and tables. Ends the process when they cannot be trusted.
+pub fn open(boot: &Boot, start: Start) -> Restore {
+    let fd = match syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, c"/proc/self/exe".as_ptr(), sys::O_RDONLY | sys::O_CLOEXEC, 0) {
+        Ok(fd) => fd as i32,
+        Err(errno) => report::exit(
+            EXIT_START_COLD,
+            &[b"the image cannot be opened as /proc/self/exe: errno ", Decimal::new(errno.0 as u64).bytes()],
+        ),
+    };
+    let stat = Stat::of(fd).unwrap_or_default();
+    let me = syscall!(sys::SYS_GETEUID).unwrap_or(usize::MAX);
+    if stat.mode & 0o170_000 != 0o100_000 {
+        report::exit(EXIT_UNTRUSTED, &[b"the image is not a regular file"]);
+    }
+    if stat.uid != 0 && stat.uid as usize != me {
+        let owner = Decimal::new(u64::from(stat.uid));
+        report::exit(EXIT_UNTRUSTED, &[b"the image belongs to user ", owner.bytes(), b", neither me nor root"]);
+    }
+    if stat.mode & 0o022 != 0 {
+        report::exit(EXIT_UNTRUSTED, &[b"others may write the image; hint: chmod go-w"]);
+    }
+    if stat.size != boot.file_bytes || boot.metadata_bytes < PAGE || boot.metadata_bytes > stat.size {
+        let (is, should) = (Decimal::new(stat.size), Decimal::new(boot.file_bytes));
+        report::exit(EXIT_UNTRUSTED, &[b"the image has ", is.bytes(), b" bytes instead of ", should.bytes()]);
+    }
+    // SAFETY: the engine has told the kernel to map the metadata there, and the file is long enough to back it.
+    let header = unsafe { &*(boot.metadata_at as *const Header) };
+    if header.magic != MAGIC || header.version != VERSION || header.header_bytes as usize != size_of::<Header>() {
+        report::exit(EXIT_UNTRUSTED, &[b"the image's header is not one of this version"]);
+    }
+    if header.metadata_at != boot.metadata_at
+        || header.metadata_bytes != boot.metadata_bytes
+        || header.file_bytes != boot.file_bytes
+        || header_sum(header) != header.header_sum
+        || tables_sum(header) != header.tables_sum
+    {
+        report::exit(EXIT_UNTRUSTED, &[b"the image's header or tables are damaged"]);
+    }
+    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd }
+}
+
+/// The checksum of the header with its own field zero.
+fn header_sum(header: &Header) -> u64 {
+    let copy = Header { header_sum: 0, ..*header };
+    // SAFETY: a plain record without padding.
+    xxh64(unsafe { core::slice::from_raw_parts((&raw const copy).cast::<u8>(), size_of::<Header>()) })
+}
+
+fn tables_sum(header: &Header) -> u64 {
+    let tables = (header as *const Header as u64 + size_of::<Header>() as u64) as *const u8;
+    // SAFETY: the metadata is `metadata_bytes` long, which was compared with what the kernel has mapped.
+    let bytes = unsafe { core::slice::from_raw_parts(tables, header.metadata_bytes as usize - size_of::<Header>()) };
+    Xxh64::new().finish(bytes)
+}
+
+/// Compares the host and the user with what the image was made for; ends the process with all mismatches.
+pub fn host(restore: &Restore) {
+    let (header, start) = (restore.header, &restore.start);
+    let mut fits = true;
+    let mut refuse = |parts: &[&[u8]]| {
+        report::say(parts);
+        fits = false;
+    };
+    if start.page_size != u64::from(header.page_size) {
+        refuse(&[b"pages have another size here"]);
+    }
+    if !cpu::fits(&header.cpu, &cpu::current()) {
+        refuse(&[b"this processor lacks features, or keeps registers, other than the one of the checkpoint"]);
+    }
+    let [.., code_bytes] = header.vdso.bytes;
+    if start.vdso == 0 || code_bytes == 0 || vdso_sum(start.vdso, code_bytes) != header.vdso.code_sum {
+        refuse(&[b"this kernel is another build than the one of the checkpoint (its vdso differs)"]);
+    }
+    if sys::clock_ns(sys::CLOCK_MONOTONIC) < header.captured_monotonic_ns
+        || sys::clock_ns(sys::CLOCK_BOOTTIME) < header.captured_boottime_ns
+    {
+        refuse(&[b"the monotonic clock would run backwards (another host, or it was started again)"]);
+    }
+    crate::process::check_privileges(restore, &mut refuse);
+    if !fits {
+        report::end(EXIT_START_COLD);
+    }
+}
+
+fn vdso_sum(at: u64, bytes: u64) -> u64 {
+    // SAFETY: the kernel maps its vdso readable at the address in the auxiliary vector. A vdso shorter than the recorded one
+    // would end in the pages of the stack or of nothing; it is at least one page, and its own header tells its extent.
+    let own = unsafe { vdso_extent(at) };
+    if own > bytes || own == 0 {
+        return 0;
+    }
+    let pages = own.next_multiple_of(PAGE);
+    if pages != bytes {
+        return 0;
+    }
+    // SAFETY: as many pages as the vdso says it has.
+    xxh64(unsafe { core::slice::from_raw_parts(at as *const u8, pages as usize) })
+}
+
+/// Bytes of the ELF file at `at`, by the end of its section headers, which the kernel's vdso has at its end.
+///
+/// # Safety
+///
+/// A vdso is mapped at `at`.
+unsafe fn vdso_extent(at: u64) -> u64 {
+    // SAFETY: e_shoff, e_shentsize and e_shnum of an ELF64 header, inside the first page.
+    let (offset, size, count) = unsafe {
+        (
+            ((at + 40) as *const u64).read_unaligned(),
+            ((at + 58) as *const u16).read_unaligned(),
+            ((at + 60) as *const u16).read_unaligned(),
+        )
+    };
+    offset.wrapping_add(u64::from(size) * u64::from(count))
+}
+
+/// The referenced files, open, in the order of their records.
+pub struct Files {
+    /// As many as there are bits of stack for; more are opened again when they are mapped.
+    pub fds: [i32; Files::KEPT],
+}
+
+impl Files {
+    pub const KEPT: usize = 256;
+
+    /// The descriptor of file `at`, if it was kept.
+    pub fn kept(&self, at: usize) -> Option<i32> {
+        self.fds.get(at).copied().filter(|fd| *fd >= 0)
+    }
+}
+
+/// Opens every referenced file and compares it with what it was.
+pub fn files(restore: &Restore) -> Files {
+    let mut files = Files { fds: [-1; Files::KEPT] };
+    let mut fits = true;
+    for (at, record) in restore.table::<FileRecord>(restore.header.files).iter().enumerate() {
+        match open_unchanged(restore, record) {
+            Ok(fd) => match files.fds.get_mut(at) {
+                Some(kept) => *kept = fd,
+                None => close(fd),
+            },
+            Err(what) => {
+                let path = restore.text(record.path);
+                // SAFETY: `text` has checked that the bytes are inside the text section.
+                let path = unsafe { core::slice::from_raw_parts(path as *const u8, record.path.len as usize) };
+                report::say(&[b"the mapped file ", path, b" ", what]);
+                fits = false;
+            }
+        }
+    }
+    if !fits {
+        report::end(EXIT_START_COLD);
+    }
+    files
+}
+
+/// Opens the file of `record` if it is still the same one.
+pub fn open_unchanged(restore: &Restore, record: &FileRecord) -> Result<i32, &'static [u8]> {
+    let path = restore.text(record.path);
+    let fd = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path, sys::O_RDONLY | sys::O_CLOEXEC | sys::O_NOCTTY, 0)
+        .map_err(|_| &b"cannot be opened"[..])? as i32;
+    let stat = Stat::of(fd).unwrap_or_default();
+    let same = stat.device == record.device
+        && stat.inode == record.inode
+        && stat.size == record.size
+        && stat.modified_s == record.modified_s
+        && stat.modified_ns == record.modified_ns;
+    if same {
+        return Ok(fd);
+    }
+    close(fd);
+    Err(b"has changed since the checkpoint")
+}
+
+pub fn close(fd: i32) {
+    // A descriptor of our own; close(2) gives it up whatever it answers.
+    let _ = syscall!(sys::SYS_CLOSE, fd);
+}

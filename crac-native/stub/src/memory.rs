@@ -1,0 +1,118 @@
+//! Steps "memory" and "kernel": the captured address space.
+
+use crate::{
+    Restore,
+    check::{self, Files},
+    clear,
+    layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, run},
+    report::{fail, fail_on},
+    sys,
+    syscall,
+};
+
+const MAP_PRIVATE: usize = 2;
+const MAP_FIXED: usize = 0x10;
+const MAP_ANONYMOUS: u32 = 0x20;
+const PROT_WRITE: u32 = 2;
+const MADV_GUARD_INSTALL: usize = 102;
+const PR_SET_MM: usize = 35;
+const PR_SET_MM_MAP: usize = 14;
+
+/// Maps everything: mappings first, page data over them, then advice and guards.
+pub fn map(restore: &Restore, files: &Files) {
+    let file_records = restore.table::<FileRecord>(restore.header.files);
+    let mappings = restore.table::<MappingRecord>(restore.header.mappings);
+    for mapping in mappings {
+        let bytes = mapping.end - mapping.start;
+        let mapped = if mapping.flags & MAP_ANONYMOUS != 0 {
+            map_at(mapping.start, bytes, mapping.protection, mapping.flags, -1, 0)
+        } else {
+            let at = mapping.file as usize;
+            match (files.kept(at), file_records.get(at)) {
+                (Some(fd), _) => map_at(mapping.start, bytes, mapping.protection, mapping.flags, fd, mapping.file_offset),
+                (None, Some(record)) => match check::open_unchanged(restore, record) {
+                    Ok(fd) => {
+                        let mapped =
+                            map_at(mapping.start, bytes, mapping.protection, mapping.flags, fd, mapping.file_offset);
+                        check::close(fd);
+                        mapped
+                    }
+                    Err(_) => Err(sys::Errno(2)),
+                },
+                (None, None) => Err(sys::Errno(9)),
+            }
+        };
+        if let Err(errno) = mapped {
+            fail_on(Step::Memory, b"mapping at", mapping.start, errno);
+        }
+    }
+    for fd in files.fds.iter().filter(|fd| **fd >= 0) {
+        check::close(*fd);
+    }
+    for data in restore.table::<RunRecord>(restore.header.runs) {
+        let bytes = data.end - data.start;
+        let done = if data.flags & run::COPY != 0 {
+            read_all(restore.image_fd, data.start, bytes, data.data_offset)
+        } else {
+            map_at(data.start, bytes, data.protection, MAP_PRIVATE as u32, restore.image_fd, data.data_offset)
+        };
+        if let Err(errno) = done {
+            fail_on(Step::Memory, b"page data at", data.start, errno);
+        }
+    }
+    for mapping in mappings.iter().filter(|mapping| mapping.advice != 0) {
+        for (_, number) in advice::NUMBERS.iter().filter(|(bit, _)| mapping.advice & bit != 0) {
+            // Advice about huge or mergeable pages may be refused by a kernel without them; wiping must not be.
+            let given = syscall!(sys::SYS_MADVISE, mapping.start, mapping.end - mapping.start, *number);
+            if let (Err(errno), true) = (given, mapping.advice & advice::WIPE_ON_FORK != 0) {
+                fail_on(Step::Memory, b"advice for the mapping at", mapping.start, errno);
+            }
+        }
+    }
+    for guard in restore.table::<RangeRecord>(restore.header.guards) {
+        if let Err(errno) = syscall!(sys::SYS_MADVISE, guard.start, guard.end - guard.start, MADV_GUARD_INSTALL) {
+            fail_on(Step::Memory, b"guard region at", guard.start, errno);
+        }
+    }
+}
+
+/// Puts the vdso where the captured process knows it, and tells the kernel where heap, stack, arguments and environment are.
+pub fn tell_kernel(restore: &Restore) {
+    /// `struct prctl_mm_map`.
+    #[repr(C)]
+    struct MmMap {
+        addresses: [u64; 11],
+        auxv: u64,
+        auxv_bytes: u32,
+        exe_fd: i32,
+    }
+    let header = restore.header;
+    clear::move_vdso(&header.vdso.bytes, header.staging_at, header.vdso.start);
+    let auxv = restore.table::<u8>(header.auxv);
+    let map = MmMap {
+        addresses: header.process.mm,
+        auxv: auxv.as_ptr() as u64,
+        auxv_bytes: auxv.len() as u32,
+        exe_fd: -1,
+    };
+    if let Err(errno) = syscall!(sys::SYS_PRCTL, PR_SET_MM, PR_SET_MM_MAP, &raw const map, size_of::<MmMap>(), 0) {
+        fail(Step::Kernel, b"setting the memory map", errno);
+    }
+}
+
+fn map_at(start: u64, bytes: u64, protection: u32, flags: u32, fd: i32, offset: u64) -> sys::Result<()> {
+    let at = syscall!(sys::SYS_MMAP, start, bytes, protection, flags as usize | MAP_FIXED, fd as isize, offset)?;
+    if at as u64 == start { Ok(()) } else { Err(sys::Errno(17)) }
+}
+
+/// Reads page data into memory that is already mapped, writable or not.
+fn read_all(fd: i32, start: u64, bytes: u64, offset: u64) -> sys::Result<()> {
+    let mut done = 0;
+    while done < bytes {
+        match syscall!(sys::SYS_PREAD64, fd, start + done, bytes - done, offset + done)? {
+            0 => return Err(sys::Errno(5)),
+            read => done += read as u64,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The programs that are captured. Each checks itself after every restore and says on standard output how far it is:
+//! `life N` when a life begins, `done` when it was told to stop. A wrong state is a panic.
+
+use std::{
+    cell::Cell,
+    path::PathBuf,
+    sync::{
+        Arc, Barrier, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crac_core::{CaptureRequest, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy, Restoration};
+use crac_native::NativeEngine;
+
+pub fn run(name: &str) {
+    match name {
+        "single" => single(),
+        "threads" => threads(),
+        _ => panic!("no program is called {name}"),
+    }
+}
+
+/// What the process was started, or restored, with.
+fn argument(name: &str, life: Option<&Restoration>) -> Option<String> {
+    let args: Vec<String> = match life {
+        None => std::env::args().collect(),
+        Some(life) => life.args.iter().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+    };
+    args.iter().find_map(|argument| Some(argument.strip_prefix(name)?.to_owned()))
+}
+
+fn engine() -> NativeEngine {
+    let engine = NativeEngine::new();
+    match std::env::var("CRAC_FAULT") {
+        Ok(fault) => engine.with_fault(&fault).unwrap(),
+        Err(_) => engine
+            .with_pagemap_scan(std::env::var_os("CRAC_TEST_NO_SCAN").is_none())
+            .with_kcmp(std::env::var_os("CRAC_TEST_NO_KCMP").is_none()),
+    }
+}
+
+/// One life after another: says where it is, captures as told, and returns when it is told to stop.
+fn lives(mut check: impl FnMut(u64)) {
+    let engine = engine();
+    let policy = Policy::new();
+    let mut life: Option<Restoration> = None;
+    for generation in 0.. {
+        if let Some(life) = &life {
+            assert_eq!(life.generation, generation, "generation");
+        }
+        check(generation);
+        println!("life {generation}");
+        let Some(image) = argument("--image=", life.as_ref()) else { break };
+        let mode = match argument("--mode=", life.as_ref()).as_deref() {
+            Some("become") => Mode::Become,
+            Some("rehearse") => Mode::Rehearse,
+            _ => Mode::Exit,
+        };
+        let parent = life.as_ref().map(|life| life.image_id);
+        let metadata = ImageMetadata::new("test", ImageId([generation as u8; 16]), generation, parent);
+        match engine.capture(CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy)) {
+            Ok(Captured::Restored(restoration)) => life = Some(restoration),
+            Ok(Captured::Original(report)) => {
+                println!("rehearsed {}", report.bytes);
+                break;
+            }
+            Err(EngineError::Refused(obstacles)) => {
+                obstacles.iter().for_each(|obstacle| println!("obstacle {obstacle}"));
+                break;
+            }
+            Err(error) => {
+                println!("error {error}");
+                break;
+            }
+        }
+    }
+    check(u64::MAX);
+    println!("done");
+}
+
+fn single() {
+    let heap: Vec<u64> = (0..100_000).collect();
+    let zeros = vec![0_u8; 8 << 20];
+    let mut seen = 0;
+    lives(|_| {
+        seen += 1;
+        assert_eq!(heap.iter().sum::<u64>(), 4_999_950_000);
+        assert!(zeros.iter().all(|byte| *byte == 0));
+        assert!(format!("{seen}").parse::<u64>().unwrap() > 0);
+    });
+}
+
+thread_local! {
+    static OWN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Threads that compute, wait on a condition, sleep, and end and begin all the time.
+fn threads() {
+    const WORKERS: u64 = 8;
+    let stop = Arc::new(AtomicBool::new(false));
+    let rounds: Arc<Vec<AtomicU64>> = Arc::new((0..WORKERS).map(|_| AtomicU64::new(0)).collect());
+    let ready = Arc::new(Barrier::new(WORKERS as usize + 1));
+    let asked = Arc::new((Mutex::new(0_u64), Condvar::new()));
+    let mut joins = Vec::new();
+    for number in 0..WORKERS {
+        let (stop, rounds, ready, asked) = (stop.clone(), rounds.clone(), ready.clone(), asked.clone());
+        let body = move || {
+            OWN.set(number + 1000);
+            ready.wait();
+            let mut float = 1.0_f64;
+            let mut at = 0;
+            while !stop.load(Ordering::SeqCst) {
+                assert_eq!(OWN.get(), number + 1000, "thread-local value");
+                assert_eq!(std::thread::current().name(), Some(format!("worker-{number}").as_str()));
+                match number % 4 {
+                    0 => float = (float * 1.000_000_1).sqrt(),
+                    1 => {
+                        let (asked, changed) = &*asked;
+                        let mut now = asked.lock().unwrap();
+                        while *now == at && !stop.load(Ordering::SeqCst) {
+                            now = changed.wait_timeout(now, Duration::from_millis(50)).unwrap().0;
+                        }
+                        at = *now;
+                    }
+                    2 => std::thread::sleep(Duration::from_millis(1)),
+                    _ => {
+                        let child = std::thread::spawn(move || vec![number; 1000].iter().sum::<u64>());
+                        assert_eq!(child.join().unwrap(), number * 1000);
+                    }
+                }
+                rounds[number as usize].fetch_add(1, Ordering::SeqCst);
+            }
+            assert!(float.is_finite());
+        };
+        joins.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(body).unwrap());
+    }
+    ready.wait();
+    lives(|_| {
+        let before: Vec<u64> = rounds.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+        *asked.0.lock().unwrap() += 1;
+        asked.1.notify_all();
+        // Every thread goes on: each gets through another round.
+        while rounds.iter().zip(&before).any(|(count, before)| count.load(Ordering::SeqCst) == *before) {
+            std::thread::yield_now();
+        }
+    });
+    stop.store(true, Ordering::SeqCst);
+    joins.into_iter().for_each(|join| join.join().unwrap());
+    println!("joined");
+}
