@@ -11,7 +11,7 @@ type Step = (&'static str, fn() -> Result<()>);
 /// The quick ones first; the tests last, so that their closing lines are the last thing to be read.
 const STEPS: [Step; 10] = [
     ("fmt", fmt),
-    ("tidy", || tidy::run(tidy::Chart::Check)),
+    ("tidy", || tidy::run(tidy::Drawn::Check)),
     ("clippy", clippy),
     ("doc", doc),
     ("features", features),

@@ -20,8 +20,8 @@ const USAGE: &str = "\
 usage: cargo xtask <task>
 
   demo             build everything and show the whole way: start, warm, traffic, checkpoint, restore, clones
-  tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, the state
-                   chart, the changelog, paths, lengths; --write redraws the chart
+  tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, what the
+                   documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   bench restore    time restore against cold start and against a program that does nothing but answer
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
@@ -46,8 +46,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["bench", "restore"] => bench::restore(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
-        ["tidy"] => tidy::run(tidy::Chart::Check),
-        ["tidy", "--write"] => tidy::run(tidy::Chart::Write),
+        ["tidy"] => tidy::run(tidy::Drawn::Check),
+        ["tidy", "--write"] => tidy::run(tidy::Drawn::Write),
         ["test"] => test::run(),
         ["fuzz"] => fuzz::run(60),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),

@@ -4,7 +4,7 @@
 
 mod arrows;
 mod changelog;
-mod chart;
+mod drawn;
 mod length;
 mod manifests;
 mod paths;
@@ -24,9 +24,9 @@ pub(crate) struct Problem {
     message: String,
 }
 
-/// What to do with the chart of states in the documentation.
+/// What to do with the parts of the documentation that are drawn from the code.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Chart {
+pub(crate) enum Drawn {
     Check,
     Write,
 }
@@ -36,13 +36,12 @@ pub(crate) enum Chart {
 /// # Errors
 ///
 /// There are problems (they were printed), or the facts cannot be read.
-pub(crate) fn run(mode: Chart) -> Result<()> {
-    if mode == Chart::Write {
-        write_chart()?;
+pub(crate) fn run(mode: Drawn) -> Result<()> {
+    if mode == Drawn::Write {
+        redraw()?;
     }
     let metadata = workspace::metadata()?;
     let files = workspace::files()?;
-    let chart = crac_core::chart();
 
     let problems: Vec<Problem> = [
         arrows::check(&metadata.packages),
@@ -51,7 +50,7 @@ pub(crate) fn run(mode: Chart) -> Result<()> {
         unsafe_list::check(&files),
         length::check(&files),
         paths::check(&files),
-        chart::check(text_of(&files, chart::PAGE), &chart),
+        drawn::all().iter().filter_map(|drawing| drawing.check(text_of(&files, drawing.page))).collect(),
         changelog::check(text_of(&files, changelog::PAGE)),
     ]
     .into_iter()
@@ -68,13 +67,15 @@ pub(crate) fn run(mode: Chart) -> Result<()> {
     Ok(())
 }
 
-fn write_chart() -> Result<()> {
-    let path = workspace::root().join(chart::PAGE);
-    let old = std::fs::read_to_string(&path).ok();
-    let new = chart::redrawn(old.as_deref(), &crac_core::chart());
-    if old.as_ref() != Some(&new) {
-        std::fs::write(&path, new).with_context(|| format!("cannot write {}", chart::PAGE))?;
-        println!("redrew {}", chart::PAGE);
+fn redraw() -> Result<()> {
+    for drawing in drawn::all() {
+        let path = workspace::root().join(drawing.page);
+        let old = std::fs::read_to_string(&path).ok();
+        let new = drawing.redrawn(old.as_deref());
+        if old.as_ref() != Some(&new) {
+            std::fs::write(&path, new).with_context(|| format!("cannot write {}", drawing.page))?;
+            println!("redrew {}", drawing.page);
+        }
     }
     Ok(())
 }

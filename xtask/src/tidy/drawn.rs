@@ -1,0 +1,101 @@
+//! What the documentation shows of the code - the chart of states, the list of obstacles - is drawn from the code.
+
+use crac_core::ObstacleKind;
+
+use super::Problem;
+
+const BEGIN: &str = "<!-- drawn by `cargo xtask tidy --write` -->";
+const END: &str = "<!-- end of what is drawn -->";
+
+/// One page with something that is drawn between its marks. Everything around them stays.
+pub(crate) struct Drawing {
+    /// The page, from the root of the workspace.
+    pub(crate) page: &'static str,
+    /// What a page that is made anew begins with.
+    head: &'static str,
+    text: String,
+}
+
+/// All of them.
+pub(crate) fn all() -> [Drawing; 2] {
+    [
+        Drawing {
+            page: "docs/states.md",
+            head: "# The coordinator's states\n\n\
+                One function, `step` in `crac-core/src/state.rs`, takes a state and an event and says what comes next. The chart below is\n\
+                drawn by asking it about every state and every event; what is not an arrow is refused.\n\n",
+            text: format!("```mermaid\n{}\n```", crac_core::chart().trim_end()),
+        },
+        Drawing { page: "docs/limits.md", head: "# Limits\n\n", text: obstacles() },
+    ]
+}
+
+/// The closed list of obstacles as a table.
+fn obstacles() -> String {
+    let row = |kind: &ObstacleKind| format!("| `{kind}` | {} | {} |\n", kind.cause(), kind.advice());
+    let rows: String = ObstacleKind::ALL.iter().map(row).collect();
+    format!("| kind | why it cannot be saved | what to do |\n|---|---|---|\n{}", rows.trim_end())
+}
+
+impl Drawing {
+    pub(crate) fn check(&self, page: Option<&str>) -> Option<Problem> {
+        match page {
+            None => Some(Problem::new(self.page, "is missing; `cargo xtask tidy --write` makes it")),
+            Some(page) if self.redrawn(Some(page)) != page => {
+                Some(Problem::new(self.page, "does not show what the code says; run `cargo xtask tidy --write`"))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The page with the drawing between its marks; a page without them gets them at its end.
+    pub(crate) fn redrawn(&self, page: Option<&str>) -> String {
+        let page = page.unwrap_or(self.head);
+        let (before, after) = match page.split_once(BEGIN).map(|(before, rest)| (before, rest.split_once(END))) {
+            Some((before, Some((_, after)))) => (before, after),
+            Some((before, None)) => (before, "\n"),
+            None => (page, "\n"),
+        };
+        format!("{before}{BEGIN}\n{}\n{END}{after}", self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Drawing, all};
+
+    fn drawing(text: &str) -> Drawing {
+        Drawing { page: "docs/states.md", head: "# The states\n\n", text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_drawn_page_is_in_order_until_the_code_changes() {
+        let page = drawing("open --> shut").redrawn(None);
+        assert_eq!(drawing("open --> shut").check(Some(&page)), None);
+        assert!(drawing("open --> held").check(Some(&page)).is_some());
+        assert!(drawing("open --> shut").check(None).is_some());
+    }
+
+    #[test]
+    fn drawing_again_keeps_the_words_around() {
+        let page = drawing("old").redrawn(None).replace("# The", "My own words.\n# The") + "And below.\n";
+        let page = drawing("new").redrawn(Some(&page));
+        assert!(page.starts_with("My own words.\n") && page.ends_with("And below.\n"), "{page}");
+        assert!(page.contains("\nnew\n") && !page.contains("\nold\n"), "{page}");
+    }
+
+    #[test]
+    fn a_page_that_lost_a_mark_gets_it_back() {
+        let page = drawing("old").redrawn(None);
+        assert_eq!(drawing("old").redrawn(Some(page.split("<!-- end").next().unwrap())), page);
+        assert!(drawing("old").check(Some("# States\n")).is_some());
+    }
+
+    #[test]
+    fn every_obstacle_has_its_row() {
+        let [_, limits] = all();
+        for kind in crac_core::ObstacleKind::ALL {
+            assert!(limits.text.contains(&format!("| `{kind}` |")), "{kind}");
+        }
+    }
+}
