@@ -6,6 +6,7 @@ mod demo;
 mod deny;
 mod fuzz;
 mod measure;
+mod setup;
 mod shell;
 mod skips;
 mod soak;

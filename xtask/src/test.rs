@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{shell, skips, workspace};
+use crate::{setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -30,6 +30,7 @@ static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 ///
 /// A test failed, or does not compile. All parts are run before this is said.
 pub(crate) fn run() -> Result<()> {
+    setup::run()?;
     // The end-to-end tests start these programs; as nobody they could not build them.
     shell::run(&mut shell::cargo(["build", "--workspace", "--bins", "--examples"]), DEADLINE)?;
     // What does not compile is said once, here.
