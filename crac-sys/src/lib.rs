@@ -16,6 +16,8 @@ pub mod process;
 mod raw;
 pub mod signal;
 pub mod socket;
+pub mod text;
+pub mod unix_diag;
 
 pub use errno::{Errno, Result};
 pub use raw::syscall;

@@ -1,4 +1,18 @@
-//! Looks at every open descriptor while the process is stopped.
+//! Looks at every open descriptor while the process is stopped, and decides how it comes back.
+//!
+//! ```text
+//! observe ─► duplicates ─► sockets, epoll ─► facts ─► plan ─► records and blob, obstacles
+//! └───────────── system calls ─────────────┘         └ pure ┘
+//! ```
+//!
+//! Everything here runs while another thread may hold a lock of the allocator: only the arena and bare system calls.
+
+mod duplicates;
+mod epoll;
+mod facts;
+mod observe;
+mod plan;
+mod sockets;
 
 use crac_core::Policy;
 use crac_sys::Errno;
@@ -18,7 +32,9 @@ pub(crate) struct Survey<'a, 'p> {
     pub(crate) own: &'p [i32],
     /// What to do about descriptors that cannot be saved as they are.
     pub(crate) policy: &'p Policy,
-    /// Whether `kcmp(2)` may be used.
+    /// Whether `F_DUPFD_QUERY` (Linux 6.10) may be used to find duplicates.
+    pub(crate) duplicate_query: bool,
+    /// Whether `kcmp(2)` may be used to find duplicates, if there is no `F_DUPFD_QUERY`.
     pub(crate) kcmp: bool,
 }
 
@@ -31,13 +47,23 @@ pub(crate) struct DescriptorTable<'a> {
     pub(crate) blob: ArenaVec<'a, u8>,
 }
 
-/// Looks at every open descriptor.
+/// Looks at every open descriptor and decides how it comes back.
 ///
 /// # Errors
 ///
-/// The kernel's answer when `/proc/self/fd` cannot be read or there is no memory. What cannot be saved is no error: it goes to
-/// `obstacles`.
+/// The kernel's answer when `/proc/self/fd` cannot be read, a few descriptors cannot be opened (`EMFILE`), or there is no
+/// memory. What cannot be saved is no error: it goes to `obstacles`, all of it.
 pub(crate) fn survey<'a>(survey: &Survey<'a, '_>, obstacles: &mut ObstacleSink<'a>) -> Result<DescriptorTable<'a>, Errno> {
-    let _ = (survey.own, survey.policy, survey.kcmp, obstacles.is_empty());
-    Ok(DescriptorTable { records: ArenaVec::new(survey.arena), blob: ArenaVec::new(survey.arena) })
+    let facts = observe::observe(survey)?;
+    plan::plan(facts, crac_sys::process::pid(), survey.policy, survey.arena, obstacles)
 }
+
+/// `bytes`, kept in the arena.
+fn keep<'a>(arena: &'a Arena, bytes: &[u8]) -> Result<&'a [u8], Errno> {
+    let mut kept = ArenaVec::new(arena);
+    kept.extend_from_slice(bytes)?;
+    Ok(kept.into_slice())
+}
+
+#[cfg(test)]
+mod tests;

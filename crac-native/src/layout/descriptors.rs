@@ -266,12 +266,14 @@ details! {
 
 /// What a file must still be, [`File::identity`].
 pub mod identity {
-    /// Only its type counts, and it is created if it is gone: append files, which may have been rotated.
+    /// Only its type counts: files of `/proc` and `/sys`, directories, whatever `O_PATH` was used for.
     pub const TYPE: u32 = 0;
     /// The same inode and at least as long as the offset, or the same size and modification time (another host).
     pub const FILE: u32 = 1;
     /// The same device number.
     pub const DEVICE: u32 = 2;
+    /// Only its type counts, and it is created if it is gone: append files, which may have been rotated.
+    pub const APPEND: u32 = 3;
 }
 
 /// The values of type `D` in `span`, one after the other. Ends early if the image contradicts itself; [`sound`] tells before.
@@ -303,7 +305,7 @@ pub fn sound(records: &[DescriptorRecord], blob: &[u8]) -> bool {
 fn sound_record(record: &DescriptorRecord, records: &[DescriptorRecord], blob: &[u8]) -> Option<()> {
     let is = |number: i32, fits: &dyn Fn(u32) -> bool| find(records, number).filter(|found| fits(found.kind)).map(drop);
     let is_partner = |number: i32| if number == -1 { Some(()) } else { is(number, &|kind| kind == kind::PARTNER) };
-    let whole = |span: Span, bytes: usize| (span.of(blob)?.len() % bytes == 0).then_some(());
+    let whole = |span: Span, bytes: usize| (span.of(blob)?.len().checked_rem(bytes)? == 0).then_some(());
     let options = |span: Span| {
         whole(span, SocketOption::BYTES)?;
         sequence::<SocketOption>(span, blob).try_for_each(|option| option.value.of(blob).map(drop))

@@ -18,6 +18,8 @@ pub struct FdInfo<'a> {
     pub inode: Option<u64>,
     /// Counter of an eventfd.
     pub eventfd_count: Option<u64>,
+    /// Number that tells one eventfd from another (Linux >= 5.2).
+    pub eventfd_id: Option<u64>,
     /// Whether an eventfd is a semaphore (Linux >= 6.5; before that nobody tells).
     pub eventfd_semaphore: Option<bool>,
     /// State of a timerfd.
@@ -105,6 +107,7 @@ impl<'a> FdInfo<'a> {
             mount: None,
             inode: None,
             eventfd_count: None,
+            eventfd_id: None,
             eventfd_semaphore: None,
             timerfd: None,
             signalfd_mask: None,
@@ -124,6 +127,7 @@ impl<'a> FdInfo<'a> {
                 b"mnt_id" => info.mount = narrow(value, 10),
                 b"ino" => info.inode = Some(number(value, 10).ok_or(FDINFO)?),
                 b"eventfd-count" => info.eventfd_count = Some(number(value, 16).ok_or(FDINFO)?),
+                b"eventfd-id" => info.eventfd_id = number(value, 10),
                 b"eventfd-semaphore" => info.eventfd_semaphore = Some(number(value, 10).ok_or(FDINFO)? != 0),
                 b"clockid" => timer.clock = Some(narrow(value, 10).ok_or(TIMERFD)?),
                 b"ticks" => timer.ticks = Some(number(value, 10).ok_or(TIMERFD)?),
@@ -242,7 +246,7 @@ mod tests {
     fn an_eventfd_counter_is_hexadecimal() {
         let text = with_head("eventfd-count:              1ff\neventfd-id: 2\neventfd-semaphore: 1\n");
         let info = FdInfo::parse(text.as_bytes()).unwrap();
-        assert_eq!((info.eventfd_count, info.eventfd_semaphore), (Some(0x1ff), Some(true)));
+        assert_eq!((info.eventfd_count, info.eventfd_id, info.eventfd_semaphore), (Some(0x1ff), Some(2), Some(true)));
         let old = with_head("eventfd-count: ffffffffffffffff\n");
         assert_eq!(FdInfo::parse(old.as_bytes()).unwrap().eventfd_semaphore, None);
     }

@@ -1,0 +1,111 @@
+//! Files, directories, devices, pipes.
+
+use super::{BROKEN, CHANGED, O_ACCMODE, O_APPEND, O_DIRECT, O_WRONLY, close_on_exec, detail, place, place_pair, set_status};
+use crate::{
+    layout::{
+        DescriptorStep,
+        descriptors::{DescriptorRecord, File, Pipe, find, identity},
+    },
+    report,
+    sys::{self, Result, Stat},
+    syscall,
+};
+
+/// Opens a file at its path, if it is still what it was, at its position.
+pub fn open(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
+    let file: File = detail(step, record)?;
+    let path = file.path.of(step.blob).filter(|path| path.last() == Some(&0)).ok_or(BROKEN)?;
+    let create = if file.identity == identity::APPEND { O_CREAT } else { 0 };
+    // A file that was made with `O_TMPFILE` and linked later still has the flag for directories.
+    let kept = if file.mode & S_IFMT == S_IFDIR { OPEN_FLAGS } else { OPEN_FLAGS & !O_DIRECTORY };
+    let flags = record.status_flags as usize & kept | create | sys::O_NOCTTY | close_on_exec(record);
+    let mode = file.mode & 0o7777;
+    // A writer of a FIFO that took the file's place would wait for a reader; the flag is put right below.
+    let opened = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path.as_ptr(), flags | O_NONBLOCK, mode);
+    let made = match opened {
+        Ok(made) => made as i32,
+        Err(errno) => {
+            say(path, b"cannot be opened");
+            return Err(errno);
+        }
+    };
+    let stat = Stat::of(made)?;
+    if !is_same(&file, &stat) {
+        say(path, b"has changed since the checkpoint");
+        return Err(CHANGED);
+    }
+    let is_path = record.status_flags as usize & O_PATH != 0;
+    let is_data = matches!(file.mode & S_IFMT, S_IFREG | S_IFDIR);
+    if file.position != 0 && is_data && !is_path {
+        syscall!(sys::SYS_LSEEK, made, file.position, 0)?;
+    }
+    if record.status_flags as usize & O_NONBLOCK == 0 && !is_path {
+        syscall!(sys::SYS_FCNTL, made, super::F_SETFL, record.status_flags & (O_APPEND | O_DIRECT | O_NOATIME))?;
+    }
+    place(made, record)
+}
+
+fn is_same(file: &File, stat: &Stat) -> bool {
+    let is_type = stat.mode & S_IFMT == file.mode & S_IFMT;
+    is_type
+        && match file.identity {
+            identity::TYPE | identity::APPEND => true,
+            identity::DEVICE => stat.special_device == file.device,
+            identity::FILE => {
+                let is_inode = (stat.device, stat.inode) == (file.device, file.inode);
+                // On another host everything but the inode can be the same.
+                let is_content =
+                    (stat.size, stat.modified_s, stat.modified_ns as i64) == (file.size, file.modified_s, file.modified_ns);
+                is_content || is_inode && stat.size >= file.position
+            }
+            _ => false,
+        }
+}
+
+/// Makes a pipe with what was in it.
+pub fn pipe(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
+    let pipe: Pipe = detail(step, record)?;
+    let content = pipe.content.of(step.blob).ok_or(BROKEN)?;
+    let mut ends = [0_i32; 2];
+    syscall!(sys::SYS_PIPE2, ends.as_mut_ptr(), close_on_exec(record))?;
+    let [reader, writer] = ends;
+    // The default is good enough if this user may not have as much any more, unless the content does not fit: then the write
+    // below says so.
+    let _ = syscall!(sys::SYS_FCNTL, writer, F_SETPIPE_SZ, pipe.capacity);
+    syscall!(sys::SYS_FCNTL, writer, super::F_SETFL, O_NONBLOCK)?;
+    write_all(writer, content)?;
+    syscall!(sys::SYS_FCNTL, writer, super::F_SETFL, 0)?;
+    if record.status_flags & O_ACCMODE == O_WRONLY {
+        place_pair(writer, reader, record, None)?;
+        return set_status(record);
+    }
+    let partner = find(step.records, pipe.partner);
+    place_pair(reader, writer, record, partner)?;
+    set_status(record)?;
+    partner.map_or(Ok(()), set_status)
+}
+
+fn write_all(to: i32, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        let written = syscall!(sys::SYS_WRITE, to, bytes.as_ptr(), bytes.len())?;
+        bytes = bytes.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn say(path: &[u8], what: &[u8]) {
+    report::say(&[path.split_last().map_or(path, |(_, path)| path), b" ", what]);
+}
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+const O_CREAT: usize = 0o100;
+const O_NONBLOCK: usize = 0o4000;
+const O_DIRECTORY: usize = 0o200_000;
+const O_NOATIME: u32 = 0o1_000_000;
+const O_PATH: usize = 0o10_000_000;
+/// Access mode, `O_APPEND`, `O_DSYNC`, `O_DIRECT`, `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_SYNC`, `O_PATH`.
+const OPEN_FLAGS: usize =
+    0o3 | 0o2000 | 0o10_000 | 0o40_000 | 0o100_000 | 0o200_000 | 0o400_000 | 0o1_000_000 | 0o4_010_000 | 0o10_000_000;
+const F_SETPIPE_SZ: usize = 1031;
