@@ -30,12 +30,8 @@ pub struct HyperService(Infallible);
 )]
 pub trait App<Kind>: Send + 'static {
     /// The service as tower knows it.
-    type Service: tower_service::Service<
-            Request<Incoming>,
-            Response = Response<Self::Body>,
-            Error = Self::Error,
-            Future: Send + 'static,
-        > + Clone
+    type Service: tower_service::Service<Request<Incoming>, Response = Response<Self::Body>, Error = Self::Error, Future: Send + 'static>
+        + Clone
         + Send
         + 'static;
     /// The body of its responses.

@@ -121,11 +121,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Tracked<Io> {
         polled
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(self.io()).poll_write_vectored(cx, slices);
         self.slot.wrote(&polled);
         polled

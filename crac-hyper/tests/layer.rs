@@ -1,12 +1,13 @@
 //! The layer alone, called as a tower service.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use crac_core::{CheckpointContext, CheckpointRequest, Completed, Context, Mode, Phase, Resource, ResourceOptions, SimEngine};
 use crac_hyper::CheckpointLayer;
-use http::{Request, Response, StatusCode, Version, header};
 use futures_util::FutureExt;
+use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Channel, Full};
 use tokio::sync::{mpsc, oneshot};
 use tower::{Layer, Service, ServiceExt, service_fn};
