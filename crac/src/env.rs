@@ -1,0 +1,38 @@
+//! Every environment variable that a service reads, in one place.
+//!
+//! | variable | value | overrides |
+//! |---|---|---|
+//! | `CRAC_NAME` | a name, not all digits | `name` |
+//! | `CRAC_IMAGE` | path | `image`: where images go when a request does not say |
+//! | `CRAC_ENGINE` | `native`, `sim` | `engine` |
+//! | `CRAC_POLICY_FILE` | path | `policy` |
+//! | `CRAC_POLICY` | rules, as in [`Policy`](crate::Policy) | added behind the file's rules: they win |
+//! | `CRAC_WORKER_THREADS` | number, at least 1 | `worker_threads` |
+//! | `CRAC_HOOK_DEADLINE`, `CRAC_DRAIN_DEADLINE`, `CRAC_HOLD_DEADLINE`, `CRAC_CHECKPOINT_DEADLINE`, `CRAC_RESTORE_DEADLINE` | duration: `500ms`, `10s`, `2m` | the argument of that name |
+//! | `CRAC_CONTROL` | `on`, `off` | `control` |
+//! | `CRAC_RUN_DIR` | path | where the control socket is |
+//! | `CRAC_CHECKPOINT_SIGNAL` | `SIGUSR2`, ... or `none` | `checkpoint_signal` |
+//! | `CRAC_CHECKPOINT_ON` | `ready`, `after=DURATION`, `never` | set by `crac run`: when the service takes an image by itself |
+//! | `CRAC_CHECKPOINT_MODE` | `become`, `exit` | what it becomes then, and upon the signal; default `become` |
+//! | `CRAC_ON_RESTORE_FAILURE` | `exit`, `stay-shut` | what becomes of a restored life that did not come back whole |
+//! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
+//!
+//! A value that cannot be understood ends the service with exit status 2 before anything is started.
+
+pub(crate) const NAME: &str = "CRAC_NAME";
+pub(crate) const IMAGE: &str = "CRAC_IMAGE";
+pub(crate) const ENGINE: &str = "CRAC_ENGINE";
+pub(crate) const POLICY_FILE: &str = "CRAC_POLICY_FILE";
+pub(crate) const POLICY: &str = "CRAC_POLICY";
+pub(crate) const WORKER_THREADS: &str = "CRAC_WORKER_THREADS";
+pub(crate) const HOOK_DEADLINE: &str = "CRAC_HOOK_DEADLINE";
+pub(crate) const DRAIN_DEADLINE: &str = "CRAC_DRAIN_DEADLINE";
+pub(crate) const HOLD_DEADLINE: &str = "CRAC_HOLD_DEADLINE";
+pub(crate) const CHECKPOINT_DEADLINE: &str = "CRAC_CHECKPOINT_DEADLINE";
+pub(crate) const RESTORE_DEADLINE: &str = "CRAC_RESTORE_DEADLINE";
+pub(crate) const CONTROL: &str = "CRAC_CONTROL";
+pub(crate) const CHECKPOINT_SIGNAL: &str = "CRAC_CHECKPOINT_SIGNAL";
+pub(crate) const CHECKPOINT_ON: &str = "CRAC_CHECKPOINT_ON";
+pub(crate) const CHECKPOINT_MODE: &str = "CRAC_CHECKPOINT_MODE";
+pub(crate) const ON_RESTORE_FAILURE: &str = "CRAC_ON_RESTORE_FAILURE";
+pub(crate) const APPLY_ENV: &str = "CRAC_APPLY_ENV";

@@ -1,0 +1,161 @@
+//! A service from its settings: engine, runtime, context, triggers, then the body.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crac_core::{Context, Engine, Policy, SimEngine};
+use crac_tokio::{Threads, TokioHold, TokioSpawner, attach_hold};
+use serde::Deserialize;
+use tokio::runtime::{Builder, LocalRuntime, Runtime};
+
+use crate::settings::{EngineChoice, Flavor, Settings};
+
+/// Why a service did not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot build the tokio runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error("cannot start the coordinator thread: {0}")]
+    Coordinator(std::io::Error),
+    #[error("cannot read the policy file {}: {source}", path.display())]
+    PolicyFile { path: PathBuf, source: std::io::Error },
+    #[error("the policy file {} is not understood: {what}; write policy = [\"KIND[:FILTER] = ACTION\", ...]", path.display())]
+    Policy { path: PathBuf, what: String },
+    #[error("{0}")]
+    Ambient(#[from] crac_core::AlreadyInstalled),
+    #[cfg(not(feature = "native"))]
+    #[error("this service was built without the native engine; enable crac's feature `native` or choose engine = \"sim\"")]
+    NoNative,
+}
+
+impl StartError {
+    pub(crate) fn exit_status(&self) -> i32 {
+        match self {
+            Self::PolicyFile { .. } | Self::Policy { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A runtime of one of tokio's flavors.
+enum AnyRuntime {
+    Threads(Runtime),
+    Local(LocalRuntime),
+}
+
+impl AnyRuntime {
+    fn handle(&self) -> &tokio::runtime::Handle {
+        match self {
+            Self::Threads(runtime) => runtime.handle(),
+            Self::Local(runtime) => runtime.handle(),
+        }
+    }
+
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        match self {
+            Self::Threads(runtime) => runtime.block_on(future),
+            Self::Local(runtime) => runtime.block_on(future),
+        }
+    }
+}
+
+/// Runs `body` as the root of a runtime that is attached to a new ambient context.
+///
+/// # Errors
+///
+/// [`StartError`]; the body has then not been polled.
+pub(crate) fn run<T>(settings: Settings, body: impl Future<Output = T>) -> Result<T, StartError> {
+    let (runtime, threads) = build_runtime(&settings).map_err(StartError::Runtime)?;
+    let context = build_context(&settings, &runtime)?;
+    let ambient = context.install()?;
+    let hold = TokioHold::new(runtime.handle().clone()).named(settings.name.clone()).with_threads(threads);
+    let attached = attach_hold(&context, hold);
+    let output = runtime.block_on(attached.root(body));
+    drop(attached);
+    drop(ambient);
+    Ok(output)
+}
+
+fn build_runtime(settings: &Settings) -> std::io::Result<(AnyRuntime, Threads)> {
+    let mut builder = match settings.flavor {
+        Flavor::MultiThread => Builder::new_multi_thread(),
+        Flavor::CurrentThread | Flavor::Local => Builder::new_current_thread(),
+    };
+    if let (Flavor::MultiThread, Some(threads)) = (settings.flavor, settings.worker_threads) {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().name(settings.name.clone());
+    let threads = Threads::watch(&mut builder);
+    let runtime = match settings.flavor {
+        Flavor::MultiThread | Flavor::CurrentThread => AnyRuntime::Threads(builder.build()?),
+        Flavor::Local => AnyRuntime::Local(builder.build_local(Default::default())?),
+    };
+    Ok((runtime, threads))
+}
+
+fn build_context(settings: &Settings, runtime: &AnyRuntime) -> Result<Context, StartError> {
+    let mut policy = settings.policy_file.as_deref().map(read_policy).transpose()?.unwrap_or_default();
+    policy.extend(settings.policy.clone());
+    let mut builder = Context::builder(settings.name.clone(), build_engine(settings.engine)?)
+        .spawner(Arc::new(TokioSpawner::new(runtime.handle().clone())))
+        .audit(Arc::new(crac_audit::Auditor::new()))
+        .host(Arc::new(crac_audit::ThisHost::new()))
+        .deadlines(settings.deadlines)
+        .policy(policy)
+        .apply_env(settings.apply_env)
+        .on_restore_failure(settings.on_restore_failure);
+    if let Some(image) = &settings.image {
+        builder = builder.image(image);
+    }
+    builder.build().map_err(StartError::Coordinator)
+}
+
+fn build_engine(choice: EngineChoice) -> Result<Arc<dyn Engine>, StartError> {
+    match choice {
+        EngineChoice::Sim => Ok(Arc::new(SimEngine::new())),
+        #[cfg(feature = "native")]
+        EngineChoice::Native => Ok(Arc::new(crac_native::NativeEngine::new())),
+        #[cfg(not(feature = "native"))]
+        EngineChoice::Native => Err(StartError::NoNative),
+    }
+}
+
+/// The form of a policy file: `policy = ["KIND[:FILTER] = ACTION", ...]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyFile {
+    #[serde(default)]
+    policy: Vec<String>,
+}
+
+fn read_policy(path: &Path) -> Result<Policy, StartError> {
+    let text = std::fs::read_to_string(path).map_err(|source| StartError::PolicyFile { path: path.to_owned(), source })?;
+    parse_policy(&text).map_err(|what| StartError::Policy { path: path.to_owned(), what })
+}
+
+fn parse_policy(text: &str) -> Result<Policy, String> {
+    let file: PolicyFile = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    file.policy.join("\n").parse().map_err(|error: crac_core::PolicyError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crac_core::{Action, ObstacleKind};
+
+    #[test]
+    fn a_policy_file_holds_rules_of_the_one_grammar() {
+        let policy = parse_policy("policy = [\"file-writable:/var/* = reopen\", \"tcp-established = sever\"]").unwrap();
+        assert_eq!(policy.decide(ObstacleKind::FileWritable, "/var/x"), Action::Reopen);
+        assert_eq!(policy.decide(ObstacleKind::TcpEstablished, "1.2.3.4:5"), Action::Sever);
+    }
+
+    #[test]
+    fn a_policy_file_that_is_not_understood_says_what() {
+        assert!(parse_policy("polcy = []").unwrap_err().contains("polcy"));
+        assert!(parse_policy("policy = [\"memfd = bless\"]").unwrap_err().contains("bless"));
+    }
+}
