@@ -13,7 +13,6 @@
 use std::{
     ffi::CString,
     os::fd::{AsFd, RawFd},
-    slice,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -26,6 +25,7 @@ use crate::{
     arena::{Arena, ArenaVec},
     descriptors::{self, Survey},
     engine::Options,
+    exec,
     facts::{self, Problem},
     fault::{Fault, Point},
     findings::ObstacleSink,
@@ -36,10 +36,12 @@ use crate::{
     },
     madvise, manifest,
     pages::Pages,
-    plan, resumed,
+    plan,
+    record::{Record, bytes_of},
+    resumed,
     stub::{ELF_HEADER_BYTES, Stub},
-    tables::{self, Memory, Sources},
-    writer::{Bounce, ImageFile, Source},
+    tables::{Memory, Sources},
+    writer::{ImageFile, Reader},
 };
 
 /// Where the restored life finds the stub and what it leaves: the address of the image's header. Set before the memory is
@@ -66,7 +68,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
     let image_path = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(request.image.as_os_str())).unwrap_or_default();
     let mut own: Vec<RawFd> = request.own_descriptors.clone();
     own.extend(image.iter().flat_map(ImageFile::descriptors));
-    let vdso = vdso_range()?;
+    let vdso = exec::vdso().unwrap_or_default();
     let arena = Arena::new().map_err(failed("reserving memory for the capture"))?;
     freeze::touch();
     madvise::touch();
@@ -90,6 +92,8 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         stage_count: 0,
         outcome: Ok(0),
     };
+    // Of this thread the kernel is told again what `rt_sigreturn` tells it of the others.
+    let stack = signal::alternate_stack().map_err(failed("reading the alternate signal stack"))?;
     let mask = signal::set_mask(u64::MAX).map_err(failed("blocking signals"))?;
     let work_at = &raw mut work;
     // SAFETY: the resume point is a field of `work`, which outlives the call.
@@ -100,7 +104,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         // Another process: the arena is not mapped here, and the descriptors are not this file's.
         std::mem::forget(work);
         std::mem::forget(arena);
-        let restoration = resumed::take_over(request, mask);
+        let restoration = resumed::take_over(request, mask, &stack);
         return Ok(Captured::Restored(restoration));
     }
     HEADER_AT.store(0, Ordering::SeqCst);
@@ -119,7 +123,7 @@ struct Work<'a, 'r> {
     image: Option<ImageFile>,
     image_path: &'a CString,
     own: &'a [RawFd],
-    vdso: std::ops::Range<usize>,
+    vdso: &'static [u8],
     obstacles: ObstacleSink<'a>,
     resume: Resume,
     own_state: ThreadState,
@@ -162,7 +166,7 @@ impl<'a> Work<'a, '_> {
         let mut fault = self.options.fault;
         self.own_state = ThreadState::read();
         let deadline = self.options.freeze_deadline;
-        let frozen = match Frozen::all(self.arena, self.vdso.clone(), deadline, &mut self.obstacles) {
+        let frozen = match Frozen::all(self.arena, self.vdso.as_ptr_range(), deadline, &mut self.obstacles) {
             Ok(frozen) => frozen,
             Err(FreezeError::Unstoppable) => return Err(Stop::Refused),
             Err(FreezeError::System(what, errno)) => return Err(Stop::System((what, errno))),
@@ -270,6 +274,7 @@ impl<'a> Work<'a, '_> {
             header_bytes: size_of::<Header>() as u32,
             header_sum: 0,
             tables_sum: 0,
+            front_sum: 0,
             metadata_offset: 0,
             metadata_bytes: 0,
             data_offset: 0,
@@ -303,10 +308,7 @@ impl<'a> Work<'a, '_> {
             descriptors: Section::default(),
             descriptor_blob: Section::default(),
         };
-        let code = tables::vdso_code(&header.vdso);
-        // SAFETY: the kernel's own code, mapped readable for the life of the process.
-        let code = unsafe { bytes_at(code.start, code.end - code.start) };
-        header.vdso.code_sum = xxh64(code);
+        header.vdso.code_sum = xxh64(self.vdso);
         place(self.manifest.len(), self.stub, &mut header, &mut memory, &tables, entries, &mut self.obstacles);
         Ok((header, memory, tables))
     }
@@ -325,25 +327,25 @@ impl<'a> Work<'a, '_> {
         HEADER_AT.store(header.metadata_at, Ordering::SeqCst);
         image.set_len(header.file_bytes).map_err(writing)?;
         let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
-        let bounce = Bounce::new(self.arena).map_err(|errno| ("reserving a buffer", errno))?;
-        let (direct, indirect) = (Source::Memory, Source::Copy(own_memory.as_fd(), &bounce));
+        let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
         let watch = &self.request.watch;
         for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
-            let source = if *is_indirect == 0 { &direct } else { &indirect };
+            let is_indirect = *is_indirect != 0;
             let mut step = |bytes| watch.reached(CaptureProgress::Written { bytes });
-            image.write_run(run, source, &mut step).map_err(|errno| ("writing the memory into the image", errno))?;
+            let written = image.write_run(run, &mut reader, is_indirect, &mut step);
+            written.map_err(|errno| ("writing the memory into the image", errno))?;
         }
         let sections: [(&[u8], Section); 11] = [
             (self.manifest, header.manifest),
-            (as_bytes(&memory.mappings), header.mappings),
-            (as_bytes(&memory.runs), header.runs),
-            (as_bytes(&memory.guards), header.guards),
-            (as_bytes(&memory.files), header.files),
-            (as_bytes(&tables.threads), header.threads),
-            (as_bytes(tables.actions), header.actions),
+            (bytes_of(&memory.mappings), header.mappings),
+            (bytes_of(&memory.runs), header.runs),
+            (bytes_of(&memory.guards), header.guards),
+            (bytes_of(&memory.files), header.files),
+            (bytes_of(&tables.threads), header.threads),
+            (bytes_of(tables.actions), header.actions),
             (tables.auxv, header.auxv),
             (&memory.text, header.text),
-            (as_bytes(&tables.descriptors.records), header.descriptors),
+            (bytes_of(&tables.descriptors.records), header.descriptors),
             (&tables.descriptors.blob, header.descriptor_blob),
         ];
         let metadata = self.arena.zeroed::<u8>(header.metadata_bytes as usize).map_err(|errno| ("noting tables", errno))?;
@@ -351,12 +353,6 @@ impl<'a> Work<'a, '_> {
             if let Some(place) = metadata.get_mut(section.offset as usize..).and_then(|rest| rest.get_mut(..bytes.len())) {
                 place.copy_from_slice(bytes);
             }
-        }
-        let header_bytes = size_of::<Header>();
-        header.tables_sum = Xxh64::new().finish(metadata.get(header_bytes..).unwrap_or_default());
-        header.header_sum = xxh64(as_bytes(slice::from_ref(header)));
-        if let Some(place) = metadata.get_mut(..header_bytes) {
-            place.copy_from_slice(as_bytes(slice::from_ref(header)));
         }
         let boot = Boot {
             magic: MAGIC,
@@ -366,9 +362,20 @@ impl<'a> Work<'a, '_> {
             file_bytes: header.file_bytes,
         };
         self.stub.relocate(header.zone_start, &boot);
+        let elf_header = self.stub.elf_header(header.zone_start, &boot);
+        let mut front = Xxh64::new();
+        let rest = front.blocks(&elf_header);
+        debug_assert!(rest.is_empty(), "pages are whole blocks");
+        header.front_sum = front.finish(&self.stub.bytes);
+        let header_bytes = size_of::<Header>();
+        header.tables_sum = Xxh64::new().finish(metadata.get(header_bytes..).unwrap_or_default());
+        header.header_sum = xxh64(header.bytes());
+        if let Some(place) = metadata.get_mut(..header_bytes) {
+            place.copy_from_slice(header.bytes());
+        }
         image.write(metadata, header.metadata_offset).map_err(writing)?;
         image.write(&self.stub.bytes, ELF_HEADER_BYTES).map_err(writing)?;
-        image.write(&self.stub.elf_header(header.zone_start, &boot), 0).map_err(writing)
+        image.write(&elf_header, 0).map_err(writing)
     }
 
     /// Executes the image in this process, with the environment it was started with. Returns only if that fails.
@@ -517,20 +524,6 @@ fn thread_record(tid: i32, resume: Resume, state: &ThreadState) -> ThreadRecord 
     }
 }
 
-/// The bytes of plain records.
-fn as_bytes<T: Copy>(records: &[T]) -> &[u8] {
-    // SAFETY: the layout's records are integers without padding (their sizes are asserted), so every byte is initialised.
-    unsafe { slice::from_raw_parts(records.as_ptr().cast::<u8>(), size_of_val(records)) }
-}
-
-/// # Safety
-///
-/// The range is mapped and readable for as long as the result is used.
-unsafe fn bytes_at<'a>(start: u64, bytes: u64) -> &'a [u8] {
-    // SAFETY: the caller's promise.
-    unsafe { slice::from_raw_parts(std::ptr::with_exposed_provenance(start as usize), bytes as usize) }
-}
-
 /// `major << 16 | minor` of the running kernel.
 fn kernel_version() -> u32 {
     let Ok(names) = process::uname() else { return 0 };
@@ -545,15 +538,4 @@ fn kernel_version() -> u32 {
     }
     let [major, minor] = numbers;
     major << 16 | minor & 0xffff
-}
-
-/// The vdso's code in this life.
-fn vdso_range() -> Result<std::ops::Range<usize>, EngineError> {
-    let text = std::fs::read("/proc/self/maps").map_err(|error| EngineError::Failed {
-        what: format!("cannot read /proc/self/maps: {error}"),
-        hint: "hint: mount /proc".into(),
-    })?;
-    let mappings = crac_sys::proc::Mapping::all(&text).flatten();
-    let vdso = mappings.filter(|mapping| mapping.name() == crac_sys::proc::MappingName::Vdso).last();
-    Ok(vdso.map_or(0..0, |mapping| mapping.start as usize..mapping.end as usize))
 }

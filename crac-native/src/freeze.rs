@@ -162,7 +162,7 @@ impl<'a> Frozen<'a> {
     /// another life, half through a computation with this life's clock data.
     pub(crate) fn all(
         arena: &'a Arena,
-        vdso: std::ops::Range<usize>,
+        vdso: std::ops::Range<*const u8>,
         deadline: Duration,
         obstacles: &mut ObstacleSink<'a>,
     ) -> Result<Self, FreezeError> {
@@ -172,8 +172,8 @@ impl<'a> Frozen<'a> {
         process::random(&mut random).map_err(system("drawing a cookie"))?;
         let cookie = (u64::from_ne_bytes(random) >> SLOT_BITS).max(1);
         PROCESS.store(process::pid(), Relaxed);
-        VDSO[0].store(vdso.start, Relaxed);
-        VDSO[1].store(vdso.end, Relaxed);
+        VDSO[0].store(vdso.start.addr(), Relaxed);
+        VDSO[1].store(vdso.end.addr(), Relaxed);
         SLOTS.store(room.expose_provenance(), Relaxed);
         ARRIVED.store(0, Relaxed);
         RELEASE.store(HELD, Relaxed);

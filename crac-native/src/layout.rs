@@ -103,6 +103,8 @@ pub struct Header {
     pub header_sum: u64,
     /// XXH64 of the metadata behind the header.
     pub tables_sum: u64,
+    /// XXH64 of the file in front of the metadata: ELF header and stub. Not looked at by the stub itself.
+    pub front_sum: u64,
     pub metadata_offset: u64,
     /// Header and all sections; whole pages.
     pub metadata_bytes: u64,
@@ -154,7 +156,7 @@ pub struct Header {
     /// What the descriptor records refer to.
     pub descriptor_blob: Section,
 }
-const _: () = assert!(size_of::<Header>() == 656 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 664 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// Which processor features the captured code may rely on: it chose its functions by them, and the signal frames of the

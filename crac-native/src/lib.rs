@@ -11,6 +11,8 @@ mod capture;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod descriptors;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod exec;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod facts;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod fault;
@@ -18,6 +20,8 @@ mod fault;
 mod findings;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod freeze;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod image;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[allow(missing_docs, reason = "plain records; their fields' names and the format's drawing say it")]
 pub mod layout;
@@ -29,6 +33,10 @@ mod manifest;
 mod pages;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod plan;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod record;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod restore;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod resumed;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

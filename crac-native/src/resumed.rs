@@ -13,10 +13,11 @@ use crate::{
     madvise,
 };
 
-/// Waits for the other threads, lets them go on, and reports. `mask` is the capturing thread's own signal mask.
+/// Waits for the other threads, lets them go on, and reports. `mask` and `stack` are the capturing thread's own signal mask and
+/// alternate signal stack.
 ///
 /// Until the threads go on nothing is allocated: one of them may have been stopped inside the allocator.
-pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet) -> Restoration {
+pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, stack: &libc::stack_t) -> Restoration {
     let header_at = HEADER_AT.swap(0, Ordering::SeqCst);
     let header = ptr::with_exposed_provenance::<Header>(header_at as usize);
     // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
@@ -26,6 +27,9 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet) -
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
     let installed = madvise::install(runs);
     freeze::release_restored();
+    // SAFETY: this thread's own alternate stack, as it was registered before.
+    let registered = unsafe { signal::set_alternate_stack(stack) };
+    debug_assert!(registered.is_ok(), "a stack that was registered can be registered again");
     // The mask was valid when it was read.
     let _ = signal::set_mask(mask);
     if let Err(errno) = installed {

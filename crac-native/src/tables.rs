@@ -1,6 +1,6 @@
 //! Facts and plan put into the records of an image.
 
-use std::{ffi::CStr, ops::Range};
+use std::ffi::CStr;
 
 use crac_core::ObstacleKind;
 use crac_sys::{
@@ -250,11 +250,4 @@ fn vdso(entries: &[SmapsEntry<'_>]) -> VdsoRecord {
         }
     }
     record
-}
-
-/// The address range of the vdso's code.
-pub(crate) fn vdso_code(record: &VdsoRecord) -> Range<u64> {
-    let [data @ .., code] = record.bytes;
-    let start = record.start + data.iter().sum::<u64>();
-    start..start + code
 }

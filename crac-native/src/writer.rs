@@ -10,7 +10,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
-    ptr, slice,
+    ptr,
 };
 
 use crac_core::EngineError;
@@ -128,13 +128,19 @@ impl ImageFile {
     /// # Errors
     ///
     /// Of the file, or `EFAULT` and `EIO` for memory that cannot be read.
-    pub(crate) fn write_run(&mut self, run: &mut RunRecord, source: &Source<'_>, step: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+    pub(crate) fn write_run(
+        &mut self,
+        run: &mut RunRecord,
+        reader: &mut Reader<'_>,
+        indirect: bool,
+        step: &mut dyn FnMut(u64),
+    ) -> Result<(), Errno> {
         let mut sum = Xxh64::new();
         let mut at = run.start;
         while at < run.end {
             let bytes = PIECE.min(run.end - at);
             // SAFETY: the caller's plan says that this part of the run is mapped, and nobody runs who could change that.
-            let piece = unsafe { source.piece(at, bytes) }?;
+            let piece = unsafe { reader.piece(at, bytes, indirect) }?;
             let rest = sum.blocks(piece);
             debug_assert!(rest.is_empty(), "pages are whole blocks");
             Fault::check(&mut self.fault, Point::Write)?;
@@ -216,54 +222,44 @@ impl Drop for ImageFile {
     }
 }
 
-/// How the memory of a run is read.
+/// Reads the memory of runs into a buffer, so that what is summed and what is written are the same bytes: the capturing
+/// thread's own stack and counters change meanwhile.
 #[derive(Debug)]
-pub(crate) enum Source<'a> {
-    /// In place.
-    Memory,
-    /// Through `/proc/self/mem`: memory without read permission, and mappings of files, which may have become shorter.
-    Copy(BorrowedFd<'a>, &'a Bounce<'a>),
+pub(crate) struct Reader<'a> {
+    /// `/proc/self/mem`.
+    memory: BorrowedFd<'a>,
+    buffer: &'a mut [u8],
 }
 
-/// A buffer of [`PIECE`] bytes.
-#[derive(Debug)]
-pub(crate) struct Bounce<'a> {
-    start: *mut u8,
-    arena: std::marker::PhantomData<&'a Arena>,
-}
-
-impl<'a> Bounce<'a> {
-    /// Takes the buffer from the arena.
-    pub(crate) fn new(arena: &'a Arena) -> Result<Self, Errno> {
-        Ok(Self { start: arena.zeroed::<u8>(PIECE as usize)?.as_mut_ptr(), arena: std::marker::PhantomData })
+impl<'a> Reader<'a> {
+    /// A reader with a buffer from the arena.
+    pub(crate) fn new(arena: &'a Arena, memory: BorrowedFd<'a>) -> Result<Self, Errno> {
+        Ok(Self { memory, buffer: arena.zeroed::<u8>(PIECE as usize)? })
     }
-}
 
-impl Source<'_> {
+    /// Reads a piece. `indirect` goes through the kernel: for memory without read permission, and for mappings of files, which
+    /// may have become shorter.
+    ///
     /// # Safety
     ///
-    /// For [`Source::Memory`] the range is mapped, readable, and not changed while the result is in use.
-    unsafe fn piece(&self, at: u64, bytes: u64) -> Result<&[u8], Errno> {
-        match self {
-            Source::Memory => {
-                let start = ptr::with_exposed_provenance::<u8>(at as usize);
-                // SAFETY: the caller's promise. What this thread changes meanwhile are its own counters, whose bytes may come
-                // out either way.
-                Ok(unsafe { slice::from_raw_parts(start, bytes as usize) })
-            }
-            Source::Copy(memory, bounce) => {
-                // SAFETY: PIECE bytes of the arena, only used by this function; the previous piece has been written.
-                let buffer = unsafe { slice::from_raw_parts_mut(bounce.start, bytes as usize) };
-                let mut done = 0;
-                while done < buffer.len() {
-                    match fs::read_at(*memory, &mut buffer[done..], at + done as u64)? {
-                        0 => return Err(Errno::new(libc::EFAULT)),
-                        read => done += read,
-                    }
-                }
-                Ok(buffer)
+    /// Without `indirect` the range is mapped and readable.
+    unsafe fn piece(&mut self, at: u64, bytes: u64, indirect: bool) -> Result<&[u8], Errno> {
+        let buffer = self.buffer.get_mut(..bytes as usize).ok_or(Errno::new(libc::EINVAL))?;
+        if !indirect {
+            let from = ptr::with_exposed_provenance::<u8>(at as usize);
+            // SAFETY: the caller's promise; the buffer is the arena's, which is not part of any run. What this thread itself
+            // changes meanwhile may come out either way.
+            unsafe { ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len()) };
+            return Ok(buffer);
+        }
+        let mut done = 0;
+        while done < buffer.len() {
+            match fs::read_at(self.memory, &mut buffer[done..], at + done as u64)? {
+                0 => return Err(Errno::new(libc::EFAULT)),
+                read => done += read,
             }
         }
+        Ok(buffer)
     }
 }
 

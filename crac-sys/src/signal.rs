@@ -89,3 +89,16 @@ pub fn alternate_stack() -> Result<libc::stack_t> {
     // SAFETY: all-zero is a valid value, and the call has filled it.
     Ok(unsafe { stack.assume_init() })
 }
+
+/// Registers this thread's alternate signal stack (`sigaltstack(2)`).
+///
+/// # Safety
+///
+/// The range is unused memory that stays mapped while registered.
+pub unsafe fn set_alternate_stack(stack: &libc::stack_t) -> Result<()> {
+    let mut new = *stack;
+    // SS_ONSTACK is what the kernel tells, not what it is told.
+    new.ss_flags &= !libc::SS_ONSTACK;
+    // SAFETY: the structure is only read; the range is the caller's promise.
+    unsafe { syscall(libc::SYS_sigaltstack, [ptr::from_ref(&new) as usize, 0, 0, 0, 0, 0]) }.map(drop)
+}

@@ -94,6 +94,7 @@ pub const SYS_EPOLL_CREATE1: usize = 291;
 pub const SYS_PIPE2: usize = 293;
 pub const SYS_GETRANDOM: usize = 318;
 pub const SYS_MEMBARRIER: usize = 324;
+pub const SYS_STATX: usize = 332;
 pub const SYS_RSEQ: usize = 334;
 pub const SYS_SENDTO: usize = 44;
 pub const SYS_SHUTDOWN: usize = 48;

@@ -1,6 +1,10 @@
 //! The programs that are captured. Each checks itself after every restore and says on standard output how far it is:
 //! `life N` when a life begins, `done` when it was told to stop. A wrong state is a panic.
 
+mod memory;
+mod refused;
+mod signals;
+
 use std::{
     cell::Cell,
     path::PathBuf,
@@ -18,6 +22,11 @@ pub fn run(name: &str) {
     match name {
         "single" => single(),
         "threads" => threads(),
+        "discard" => memory::discard(),
+        "memory" => memory::memory(),
+        "signals" => signals::signals(),
+        "environment" => environment(),
+        _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),
         _ => panic!("no program is called {name}"),
     }
 }
@@ -44,6 +53,9 @@ fn engine() -> NativeEngine {
 /// One life after another: says where it is, captures as told, and returns when it is told to stop.
 fn lives(mut check: impl FnMut(u64)) {
     let engine = engine();
+    if ENGINE_FIRST.get() {
+        refused::install_filter();
+    }
     let policy = Policy::new();
     let mut life: Option<Restoration> = None;
     for generation in 0.. {
@@ -93,6 +105,8 @@ fn single() {
 }
 
 thread_local! {
+    /// Install a seccomp filter once the engine is made.
+    static ENGINE_FIRST: Cell<bool> = const { Cell::new(false) };
     static OWN: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -149,4 +163,23 @@ fn threads() {
     stop.store(true, Ordering::SeqCst);
     joins.into_iter().for_each(|join| join.join().unwrap());
     println!("joined");
+}
+
+/// Tells what the second life was started with.
+fn environment() {
+    let policy = Policy::new();
+    let image = argument("--image=", None).unwrap();
+    println!("life 0");
+    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+    match engine().capture(CaptureRequest::new(PathBuf::from(image), Mode::Exit, metadata, &policy)) {
+        Ok(Captured::Restored(life)) => {
+            println!("args {:?}", &life.args[1..]);
+            println!("env {:?}", life.env);
+            assert!(life.stages.len() >= 7, "{:?}", life.stages);
+            // The old values stay for everybody who does not ask.
+            assert!(std::env::args().any(|argument| argument.starts_with("--image=")));
+            assert_eq!(std::env::var("CRAC_TEST_PROGRAM").as_deref(), Ok("environment"));
+        }
+        other => panic!("{other:?}"),
+    }
 }

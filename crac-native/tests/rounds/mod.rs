@@ -11,6 +11,19 @@ type Test = fn(&Path);
 const TESTS: &[(&str, Test)] = &[
     ("a_single_thread_comes_back", |dir| exit_rounds(dir, "single", 3)),
     ("many_threads_come_back", |dir| exit_rounds(dir, "threads", 5)),
+    ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
+    ("page_maps_are_read_where_the_kernel_cannot_scan", without_pagemap_scan),
+    ("nobody_without_privileges_can_do_it", as_nobody),
+    ("an_image_does_not_grow_over_25_generations", does_not_grow),
+    ("discarded_memory_reads_as_zeros", |dir| exit_rounds(dir, "discard", 3)),
+    ("memory_comes_back_as_it_was", |dir| exit_rounds(dir, "memory", 3)),
+    ("signals_masks_and_stacks_come_back", |dir| exit_rounds(dir, "signals", 3)),
+    ("what_cannot_be_saved_is_refused_by_name", refusals),
+    ("a_rehearsal_writes_nothing", rehearsal),
+    ("a_failure_leaves_no_file_and_a_running_process", faults),
+    ("a_damaged_image_is_refused", damaged_images),
+    ("an_image_that_others_may_write_is_refused", untrusted_images),
+    ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
 ];
 
 pub fn main() {
@@ -75,4 +88,190 @@ fn exit_rounds(dir: &Path, name: &str, generations: usize) {
     }
     let last = lines_of(&finish(&mut Command::new(image(dir, generations - 1))));
     assert_eq!(last[..2], [format!("life {generations}"), "done".to_owned()]);
+}
+
+fn becomes_its_image(dir: &Path) {
+    let mut command = program("threads");
+    // The arguments of a life that became its image are none, so the second life ends in order.
+    let lines = lines_of(&finish(command.args([format!("--image={}", image(dir, 0).display()), "--mode=become".into()])));
+    assert_eq!(lines, ["life 0", "life 1", "done", "joined"]);
+    // The image stays, and works on its own.
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 0)))), ["life 1", "done", "joined"]);
+}
+
+fn without_pagemap_scan(dir: &Path) {
+    // The variable is part of the environment that the program reads at its first start, as are the engine's options.
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    assert_eq!(lines_of(&finish(program("memory").env("CRAC_TEST_NO_SCAN", "1").arg(to(0)))), ["life 0"]);
+    assert_eq!(lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1)]))), ["life 1"]);
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 1)))), ["life 2", "done"]);
+}
+
+fn as_nobody(dir: &Path) {
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: the tests run as an ordinary user already");
+        return;
+    }
+    let open_to_all = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("own file");
+    };
+    open_to_all(dir, 0o777);
+    let copy = dir.join("program");
+    std::fs::copy(std::env::current_exe().expect("own path"), &copy).expect("room for a copy");
+    open_to_all(&copy, 0o755);
+    let nobody = |what: &Path| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]).arg(what);
+        command.current_dir("/");
+        command
+    };
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    assert_eq!(lines_of(&finish(nobody(&copy).env("CRAC_TEST_PROGRAM", "threads").arg(to(0)))), ["life 0"]);
+    assert_eq!(lines_of(&finish(nobody(&image(dir, 0)).args(["--", &to(1)]))), ["life 1"]);
+    assert_eq!(lines_of(&finish(&mut nobody(&image(dir, 1)))), ["life 2", "done", "joined"]);
+    // Root is somebody else: it neither owns the image's privileges nor takes them over.
+    let output = finish(&mut Command::new(image(dir, 1)));
+    assert_eq!(output.status.code(), Some(21), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Bytes that a file takes on the disk.
+fn room(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&path.metadata().expect("the image exists")) * 512
+}
+
+fn does_not_grow(dir: &Path) {
+    const GENERATIONS: usize = 25;
+    exit_rounds(dir, "threads", GENERATIONS);
+    let rooms: Vec<u64> = (0..GENERATIONS).map(|generation| room(&image(dir, generation))).collect();
+    // Later lives have touched more of their memory than the first one; then it stays.
+    assert!(rooms[GENERATIONS - 1] <= rooms[1] + rooms[1] / 5, "{rooms:?}");
+}
+
+fn refusals(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    for (what, kind) in [
+        ("shared-memory", "memory-shared"),
+        ("shared-file", "memory-file-shared"),
+        ("deleted-file", "memory-file-deleted"),
+        ("locked-memory", "memory-locked"),
+        ("interval-timer", "timer"),
+        ("posix-timer", "timer"),
+        ("pending-signal", "signal-pending"),
+        ("child", "child"),
+        ("deaf-thread", "thread-unstoppable"),
+        ("seccomp", "seccomp"),
+    ] {
+        let lines = lines_of(&finish(program(&format!("refused:{what}")).arg(&to).current_dir(dir)));
+        let obstacles: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("obstacle ")).collect();
+        assert!(obstacles.iter().any(|obstacle| obstacle.starts_with(&format!("{kind}: "))), "{what}: {lines:?}");
+        assert_eq!(obstacles.len(), 1, "{what}: {lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some("done"), "{what}: {lines:?}");
+        assert!(!image(dir, 0).exists());
+    }
+}
+
+fn rehearsal(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    let lines = lines_of(&finish(program("threads").args([&to, "--mode=rehearse"])));
+    assert!(lines[1].starts_with("rehearsed "), "{lines:?}");
+    assert_eq!((lines[2].as_str(), lines[3].as_str()), ("done", "joined"));
+    assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0);
+}
+
+fn faults(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    for point in ["freeze", "plan", "write", "fsync", "link", "rename", "exec"] {
+        // Until a run comes through the point without failing.
+        for nth in 1.. {
+            let mut command = program("threads");
+            command.env("CRAC_FAULT", format!("{point}:{nth}")).args([&to, "--mode=become"]);
+            let lines = lines_of(&finish(&mut command));
+            assert_eq!(lines[0], "life 0");
+            assert_eq!(lines[2..], ["done", "joined"], "{point}:{nth}");
+            if lines[1] == "life 1" {
+                assert!(nth > 1, "{point} is never reached");
+                std::fs::remove_file(image(dir, 0)).expect("the image exists");
+                break;
+            }
+            assert!(lines[1].starts_with("error "), "{point}:{nth}: {lines:?}");
+            assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0, "{point}:{nth} left a file behind");
+            assert!(nth < 2000, "{point} has no end");
+        }
+    }
+}
+
+fn damaged_images(dir: &Path) {
+    use crac_native::image::{self as format, ImageError};
+
+    let path = image(dir, 0);
+    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
+    let whole = std::fs::read(&path).expect("the image");
+    let file = std::fs::File::open(&path).expect("the image");
+    let good = format::verify(&file).expect("a fresh image is whole");
+    assert_eq!(good.threads().count(), 1);
+    let front = (good.file_bytes() - good.data_bytes()) as usize;
+    // Cut off anywhere: never an image, never a panic.
+    for len in (0..front).step_by(97).chain([front - 1]) {
+        assert!(format::decode(&whole[..len]).is_err(), "cut at {len}");
+    }
+    // Every byte in front of the page data counts.
+    let mut bytes = whole[..front].to_vec();
+    for at in (0..front).step_by(61) {
+        bytes[at] ^= 1 << (at % 8);
+        assert!(format::decode(&bytes).is_err(), "flipped at {at}");
+        bytes[at] ^= 1 << (at % 8);
+    }
+    assert!(format::decode(&bytes).is_ok());
+    // Page data counts for `verify`.
+    let broken = dir.join("broken.crac");
+    let mut bytes = whole.clone();
+    bytes[front + 12_345] ^= 1;
+    std::fs::write(&broken, &bytes).expect("room");
+    let verified = format::verify(&std::fs::File::open(&broken).expect("just written"));
+    assert!(matches!(verified, Err(ImageError::Damaged { .. })), "{verified:?}");
+
+    // The stub itself refuses a damaged table and a cut file, before anything is touched.
+    let executable = |bytes: &[u8]| {
+        std::fs::remove_file(&broken).expect("written before");
+        std::fs::write(&broken, bytes).expect("room");
+        std::fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own file");
+        finish(&mut Command::new(&broken))
+    };
+    let mut bytes = whole.clone();
+    bytes[front - 200] ^= 1;
+    let output = executable(&bytes);
+    assert_eq!(output.status.code(), Some(21), "{output:?}");
+    let output = executable(&whole[..whole.len() - 4096]);
+    assert_eq!(output.status.code(), Some(21), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("bytes instead of"), "{output:?}");
+}
+
+fn untrusted_images(dir: &Path) {
+    use crac_native::restore::{Restore, Verdict};
+
+    let path = image(dir, 0);
+    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
+    Restore::open(&path, None).expect("a fresh image fits");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o722)).expect("own file");
+    let reasons = Restore::open(&path, None).expect_err("others may write it");
+    assert!(reasons.iter().all(|reason| reason.verdict == Verdict::Untrusted), "{reasons:?}");
+    let output = finish(&mut Command::new(&path));
+    assert_eq!(output.status.code(), Some(21), "{output:?}");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own file");
+    let other = crac_native::Executable::of(Path::new("/bin/sh")).expect("a shell");
+    let reasons = Restore::open(&path, Some(&other)).expect_err("another program");
+    assert_eq!(reasons[0].verdict.exit_code(), 20);
+    let own = crac_native::Executable::of(&std::env::current_exe().expect("own path")).expect("own file");
+    Restore::open(&path, Some(&own)).expect("the same build");
+}
+
+fn arguments_and_environment(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    lines_of(&finish(program("environment").arg(to)));
+    let mut command = Command::new(image(dir, 0));
+    command.env_clear().env("CRAC_TEST_VALUE", "a=b").env("EMPTY", "").args(["--", "one", "two words", ""]);
+    let lines = lines_of(&finish(&mut command));
+    assert_eq!(lines[0], r#"args ["one", "two words", ""]"#);
+    assert_eq!(lines[1], r#"env [("CRAC_TEST_VALUE", "a=b"), ("EMPTY", "")]"#);
 }

@@ -1,0 +1,359 @@
+//! Reading an image without running it.
+//!
+//! [`decode`] takes the front of the file, up to the end of the metadata, from whatever source: it is total (every input gives
+//! a value or an error), bounded (it looks at each byte a bounded number of times and allocates no more than the input), and
+//! accepts nothing that the stub would have to trust. [`verify`] also reads all page data.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    time::{Duration, SystemTime},
+};
+
+use crac_core::ImageId;
+
+use crate::{
+    layout::{
+        ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, PAGE, RangeRecord, RunRecord,
+        STAGING_BYTES, Section, Text, ThreadRecord, VERSION,
+        descriptors::DescriptorRecord,
+        run,
+        xxh64::{Xxh64, xxh64},
+    },
+    manifest::Manifest,
+    record::{Record, records},
+    stub::ELF_HEADER_BYTES,
+};
+
+/// The most bytes that may lie in front of the page data.
+pub const FRONT_BYTES_MAX: u64 = 512 << 20;
+/// The first address that a mapping cannot have.
+const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
+
+/// What an image holds besides page data; every part is consistent with every other.
+#[derive(Debug, Clone)]
+pub struct Image {
+    header: Header,
+    manifest: Manifest,
+    mappings: Vec<MappingRecord>,
+    runs: Vec<RunRecord>,
+    guards: Vec<RangeRecord>,
+    files: Vec<(String, FileRecord)>,
+    threads: Vec<ThreadRecord>,
+    descriptors: usize,
+}
+
+impl Image {
+    /// Reads and decodes the front of an image file.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`].
+    pub fn read(file: &File) -> Result<Self, ImageError> {
+        let mut boot = [0; (ELF_HEADER_BYTES as usize) + size_of::<Boot>()];
+        file.read_exact_at(&mut boot, 0).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => ImageError::NotAnImage,
+            _ => ImageError::Read(error),
+        })?;
+        let boot = read_boot(&boot)?;
+        let found = file.metadata().map_err(ImageError::Read)?.len();
+        if found != boot.file_bytes {
+            return Err(ImageError::Size { found, expected: boot.file_bytes });
+        }
+        let front = front_bytes(&boot)?;
+        let mut bytes = vec![0; front];
+        file.read_exact_at(&mut bytes, 0).map_err(ImageError::Read)?;
+        decode(&bytes)
+    }
+
+    /// What the image says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The image's identity.
+    pub fn id(&self) -> ImageId {
+        ImageId(self.header.image_id)
+    }
+
+    /// Generation of the captured life.
+    pub fn generation(&self) -> u64 {
+        self.header.generation
+    }
+
+    /// Wall-clock time of the capture.
+    pub fn captured_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.header.captured_realtime_ns)
+    }
+
+    /// Size of the file in bytes, holes included.
+    pub fn file_bytes(&self) -> u64 {
+        self.header.file_bytes
+    }
+
+    /// Bytes of memory that come from the image.
+    pub fn data_bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.end - run.start).sum()
+    }
+
+    /// How many mappings the restored process gets, at most.
+    pub fn mapping_count(&self) -> usize {
+        self.mappings.len() + self.runs.len()
+    }
+
+    /// Guard regions that are installed again.
+    pub fn guard_count(&self) -> usize {
+        self.guards.len()
+    }
+
+    /// How many descriptors are restored.
+    pub fn descriptor_count(&self) -> usize {
+        self.descriptors
+    }
+
+    /// The threads: id in the captured life and name, the main thread first.
+    pub fn threads(&self) -> impl Iterator<Item = (i32, String)> + '_ {
+        self.threads.iter().map(|thread| {
+            let name = thread.name.split(|byte| *byte == 0).next().unwrap_or_default();
+            (thread.tid, String::from_utf8_lossy(name).into_owned())
+        })
+    }
+
+    /// Paths of files that must be unchanged at the restore because the image refers to them.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|(path, _)| path.as_str())
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn file_records(&self) -> &[(String, FileRecord)] {
+        &self.files
+    }
+}
+
+/// Why bytes are not an image that can be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The magic is missing: some other file.
+    #[error("this is not an image of crac")]
+    NotAnImage,
+    /// Written by another version of the format.
+    #[error("the image has format version {found}, this program reads version {VERSION}")]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// Cut off, or something was added.
+    #[error("the image has {found} bytes instead of {expected}")]
+    Size {
+        /// Bytes found.
+        found: u64,
+        /// Bytes the image says it has.
+        expected: u64,
+    },
+    /// A checksum does not match.
+    #[error("{what} of the image is damaged: its checksum does not match")]
+    Damaged {
+        /// Which part.
+        what: String,
+    },
+    /// The parts contradict each other although their checksums match.
+    #[error("the image contradicts itself: {what}")]
+    Inconsistent {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The file cannot be read.
+    #[error("the image cannot be read: {0}")]
+    Read(#[source] std::io::Error),
+}
+
+/// Decodes the front of an image: everything up to the page data.
+///
+/// # Errors
+///
+/// [`ImageError`]; never panics.
+pub fn decode(bytes: &[u8]) -> Result<Image, ImageError> {
+    let boot = read_boot(bytes)?;
+    let front = front_bytes(&boot)?;
+    let bytes = bytes.get(..front).ok_or(ImageError::Size { found: bytes.len() as u64, expected: boot.file_bytes })?;
+    let (stub, metadata) = bytes
+        .split_at_checked(usize::try_from(boot.metadata_offset).unwrap_or(usize::MAX))
+        .ok_or(ImageError::Inconsistent { what: "the metadata lies outside the file" })?;
+    let header = Header::read(metadata).ok_or(ImageError::Damaged { what: "the header".into() })?;
+    if header.magic != MAGIC {
+        return Err(ImageError::Damaged { what: "the header".into() });
+    }
+    if header.version != VERSION {
+        return Err(ImageError::Version { found: header.version });
+    }
+    let damaged = |what: &str| Err(ImageError::Damaged { what: what.into() });
+    let blank = Header { header_sum: 0, ..header };
+    if header.header_bytes as usize != size_of::<Header>() || xxh64(blank.bytes()) != header.header_sum {
+        return damaged("the header");
+    }
+    if xxh64(metadata.get(size_of::<Header>()..).unwrap_or_default()) != header.tables_sum {
+        return damaged("a table");
+    }
+    if xxh64(stub) != header.front_sum {
+        return damaged("the restorer");
+    }
+    assemble(header, &boot, metadata)
+}
+
+/// Puts the checked parts together.
+fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, ImageError> {
+    let wrong = |what| ImageError::Inconsistent { what };
+    let ensure = |is: bool, what| if is { Ok(()) } else { Err(wrong(what)) };
+    let section = |section: Section| {
+        let start = usize::try_from(section.offset).ok()?;
+        metadata.get(start..start.checked_add(usize::try_from(section.bytes).ok()?)?)
+    };
+    let outside = "a table lies outside the metadata";
+    ensure(
+        header.metadata_offset == boot.metadata_offset
+            && header.metadata_bytes == boot.metadata_bytes
+            && header.metadata_at == boot.metadata_at
+            && header.file_bytes == boot.file_bytes
+            && header.metadata_offset.checked_add(header.metadata_bytes) == Some(header.data_offset),
+        "header and restorer disagree",
+    )?;
+    let zone = header
+        .zone_start
+        .checked_add(header.metadata_at.wrapping_sub(header.zone_start))
+        .filter(|at| *at == header.metadata_at && *at > header.zone_start)
+        .and_then(|at| at.checked_add(header.metadata_bytes))
+        .filter(|at| *at == header.staging_at)
+        .and_then(|at| at.checked_add(STAGING_BYTES))
+        .filter(|at| *at == header.handover_at)
+        .and_then(|at| at.checked_add(HANDOVER_BYTES_MAX))
+        .filter(|at| *at == header.zone_end && *at < ADDRESSES_END);
+    ensure(zone.is_some() && header.zone_start % PAGE == 0, "the restorer's address range")?;
+    let vdso_bytes = header.vdso.bytes.iter().try_fold(0_u64, |sum, bytes| sum.checked_add(*bytes));
+    ensure(
+        vdso_bytes.is_some_and(|bytes| bytes > 0 && bytes <= STAGING_BYTES)
+            && header.vdso.bytes.iter().all(|bytes| bytes % PAGE == 0)
+            && header.vdso.start % PAGE == 0,
+        "the vdso's place",
+    )?;
+
+    let mappings: Vec<MappingRecord> = records(section(header.mappings).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let runs: Vec<RunRecord> = records(section(header.runs).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let guards: Vec<RangeRecord> = records(section(header.guards).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let files: Vec<FileRecord> = records(section(header.files).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let threads: Vec<ThreadRecord> = records(section(header.threads).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let actions: Vec<ActionRecord> = records(section(header.actions).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let descriptors: Vec<DescriptorRecord> = records(section(header.descriptors).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    section(header.descriptor_blob).ok_or(wrong(outside))?;
+    let auxv = section(header.auxv).ok_or(wrong(outside))?;
+    ensure(auxv.len() % 16 == 0, "the auxiliary vector")?;
+    let text = section(header.text).ok_or(wrong(outside))?;
+    let text_at = |at: Text| {
+        let (start, len) = (at.offset as usize, at.len as usize);
+        let bytes = text.get(start..start.checked_add(len)?)?;
+        (text.get(start + len) == Some(&0) && !bytes.contains(&0)).then(|| String::from_utf8_lossy(bytes).into_owned())
+    };
+
+    let free = |start: u64, end: u64| end <= header.zone_start || start >= header.zone_end;
+    let ranges_fit = |ranges: &mut dyn Iterator<Item = (u64, u64)>| {
+        let mut behind = 0;
+        let mut fit = true;
+        for (start, end) in ranges {
+            fit &= start >= behind && start < end && end <= ADDRESSES_END && start % PAGE == 0 && end % PAGE == 0;
+            fit &= free(start, end);
+            behind = end;
+        }
+        fit
+    };
+    ensure(ranges_fit(&mut mappings.iter().map(|mapping| (mapping.start, mapping.end))), "the mappings' addresses")?;
+    ensure(ranges_fit(&mut runs.iter().map(|run| (run.start, run.end))), "the runs' addresses")?;
+    ensure(ranges_fit(&mut guards.iter().map(|guard| (guard.start, guard.end))), "the guards' addresses")?;
+    ensure(free(header.vdso.start, header.vdso.start.saturating_add(vdso_bytes.unwrap_or(0))), "the vdso's place")?;
+    for mapping in &mappings {
+        let anonymous = mapping.flags & libc::MAP_ANONYMOUS as u32 != 0;
+        ensure(anonymous || (mapping.file as usize) < files.len(), "a mapping's file")?;
+        ensure(mapping.protection <= 7 && mapping.flags & libc::MAP_FIXED as u32 == 0, "a mapping's flags")?;
+    }
+    let mut data_at = header.data_offset;
+    for record in &runs {
+        ensure(record.data_offset == data_at && data_at % PAGE == 0, "a run's place in the file")?;
+        ensure(record.protection <= 7 && record.flags & !(run::COPY | run::ANONYMOUS) == 0, "a run's flags")?;
+        data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
+    }
+    ensure(data_at == header.file_bytes, "the size of the page data")?;
+    ensure(!threads.is_empty(), "there is no thread")?;
+    ensure(
+        threads.iter().all(|thread| {
+            thread.resume_sp > PAGE
+                && thread.resume_sp < ADDRESSES_END
+                && thread.resume_ip < ADDRESSES_END
+                && thread.name[15] == 0
+        }),
+        "a thread's state",
+    )?;
+    ensure(
+        actions.is_sorted_by_key(|action| action.signal) && actions.iter().all(|action| (1..=64).contains(&action.signal)),
+        "the signals' dispositions",
+    )?;
+    text_at(header.process.working_directory).ok_or(wrong("the working directory"))?;
+    let files = files.into_iter().map(|file| Some((text_at(file.path)?, file))).collect::<Option<Vec<_>>>();
+    let manifest = section(header.manifest).ok_or(wrong(outside))?;
+    Ok(Image {
+        manifest: serde_json::from_slice(manifest).map_err(|_| wrong("the manifest"))?,
+        mappings,
+        runs,
+        guards,
+        files: files.ok_or(wrong("a file's path"))?,
+        threads,
+        descriptors: descriptors.len(),
+        header,
+    })
+}
+
+/// Checks every byte of an image file, page data too. Reads all of it.
+///
+/// # Errors
+///
+/// [`ImageError`]; the first part that is wrong.
+pub fn verify(file: &File) -> Result<Image, ImageError> {
+    let image = Image::read(file)?;
+    let mut buffer = vec![0; 1 << 20];
+    for record in &image.runs {
+        let mut sum = Xxh64::new();
+        let (mut at, bytes) = (0, record.end - record.start);
+        while at < bytes {
+            let part = usize::try_from(bytes - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+            let part = &mut buffer[..part];
+            file.read_exact_at(part, record.data_offset + at).map_err(ImageError::Read)?;
+            let rest = sum.blocks(part);
+            debug_assert!(rest.is_empty(), "runs are whole pages");
+            at += part.len() as u64;
+        }
+        if sum.finish(&[]) != record.data_sum {
+            return Err(ImageError::Damaged { what: format!("the page data of {:#x}-{:#x}", record.start, record.end) });
+        }
+    }
+    Ok(image)
+}
+
+fn read_boot(bytes: &[u8]) -> Result<Boot, ImageError> {
+    let is_elf = bytes.starts_with(b"\x7fELF");
+    let boot = bytes.get(ELF_HEADER_BYTES as usize..).and_then(Boot::read);
+    boot.filter(|boot| is_elf && boot.magic == MAGIC).ok_or(ImageError::NotAnImage)
+}
+
+/// Bytes in front of the page data, within bounds.
+fn front_bytes(boot: &Boot) -> Result<usize, ImageError> {
+    let damaged = || ImageError::Damaged { what: "the restorer".into() };
+    let front = boot.metadata_offset.checked_add(boot.metadata_bytes).ok_or_else(damaged)?;
+    let whole = boot.metadata_offset % PAGE == 0 && boot.metadata_bytes % PAGE == 0;
+    let fits = whole
+        && boot.metadata_offset >= 2 * PAGE
+        && boot.metadata_bytes >= PAGE
+        && front <= FRONT_BYTES_MAX
+        && front <= boot.file_bytes;
+    if fits { usize::try_from(front).map_err(|_| damaged()) } else { Err(damaged()) }
+}

@@ -1,0 +1,250 @@
+//! What `crac restore` and `crac run` need: look at an image, say whether it fits, become it.
+
+use std::{
+    ffi::{CString, OsStr, OsString},
+    fmt,
+    fs::File,
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, OpenOptionsExt},
+        },
+    },
+    path::{Path, PathBuf},
+    ptr,
+};
+
+use crac_sys::process;
+
+use crate::{
+    exec,
+    image::{Image, ImageError},
+    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, cpu, xxh64::xxh64},
+    manifest::Executable,
+};
+
+/// What to do about an image that does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It is a good image for another host, user or build: start the service cold.
+    StartCold,
+    /// It is damaged, or its file cannot be trusted.
+    Untrusted,
+    /// It contradicts itself: a bug.
+    Bug,
+}
+
+impl Verdict {
+    /// The exit status that says so.
+    pub const fn exit_code(self) -> i32 {
+        match self {
+            Verdict::StartCold => EXIT_START_COLD,
+            Verdict::Untrusted => EXIT_UNTRUSTED,
+            Verdict::Bug => EXIT_BUG,
+        }
+    }
+}
+
+/// One reason why an image is not restored here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mismatch {
+    /// What to do about it.
+    pub verdict: Verdict,
+    /// What was expected and what was found.
+    pub what: String,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+/// An image that can be restored: its file stays open, so that what is executed is what was checked.
+#[derive(Debug)]
+pub struct Restore {
+    path: PathBuf,
+    file: File,
+    image: Image,
+}
+
+impl Restore {
+    /// Opens and checks the image at `path`: the file, the image, and whether both fit this host, this user and, if given, the
+    /// program it is to replace.
+    ///
+    /// # Errors
+    ///
+    /// Every reason at once, the worst verdict first.
+    pub fn open(path: &Path, program: Option<&Executable>) -> Result<Self, Vec<Mismatch>> {
+        let one = |verdict, what| vec![Mismatch { verdict, what }];
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| one(Verdict::StartCold, format!("the image {} cannot be opened: {error}", path.display())))?;
+        let mut mismatches = trust(&file);
+        if !mismatches.is_empty() {
+            return Err(mismatches);
+        }
+        let image = Image::read(&file).map_err(|error| {
+            let verdict = match &error {
+                ImageError::Version { .. } | ImageError::Read(_) => Verdict::StartCold,
+                ImageError::Inconsistent { .. } => Verdict::Bug,
+                _ => Verdict::Untrusted,
+            };
+            one(verdict, error.to_string())
+        })?;
+        mismatches.extend(host(&image));
+        mismatches.extend(privileges(&image));
+        mismatches.extend(files(&image));
+        mismatches.extend(program.and_then(|program| build(&image, program)));
+        mismatches.sort_by_key(|mismatch| std::cmp::Reverse(mismatch.verdict));
+        if mismatches.is_empty() { Ok(Self { path: path.to_owned(), file, image }) } else { Err(mismatches) }
+    }
+
+    /// What is in the image.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Becomes the captured process: does not return unless the kernel refuses.
+    ///
+    /// `arguments` (without a program name) and `environment` reach the service as its `Restoration`.
+    pub fn exec(
+        self,
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> std::io::Error {
+        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(std::io::Error::from);
+        let arguments = std::iter::once(self.path.clone().into_os_string()).chain(arguments);
+        let arguments = arguments.map(|argument| text(&argument)).collect::<Result<Vec<_>, _>>();
+        let environment = environment.into_iter().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            text(&name)
+        });
+        match (arguments, environment.collect::<Result<Vec<_>, _>>()) {
+            (Ok(arguments), Ok(environment)) => exec::exec(self.file.as_fd(), &arguments, &environment),
+            (Err(error), _) | (_, Err(error)) => error,
+        }
+    }
+}
+
+/// Whether the file can be trusted to be what its owner made.
+fn trust(file: &File) -> Vec<Mismatch> {
+    let untrusted = |what: String| Mismatch { verdict: Verdict::Untrusted, what };
+    let found = match file.metadata() {
+        Ok(found) => found,
+        Err(error) => return vec![untrusted(format!("the image cannot be looked at: {error}"))],
+    };
+    let mut reasons = Vec::new();
+    if !found.is_file() {
+        reasons.push(untrusted("the image is not a regular file".into()));
+    }
+    let me = process::user_ids().map_or(u32::MAX, |[_, effective, _]| effective);
+    if ![0, me].contains(&found.uid()) {
+        reasons.push(untrusted(format!("the image belongs to user {}, neither me ({me}) nor root", found.uid())));
+    }
+    if found.mode() & 0o022 != 0 {
+        reasons.push(untrusted("others may write the image; hint: chmod go-w".into()));
+    }
+    reasons
+}
+
+fn host(image: &Image) -> Vec<Mismatch> {
+    let cold = |what: String| Mismatch { verdict: Verdict::StartCold, what };
+    let header = image.header();
+    let mut reasons = Vec::new();
+    if u64::from(header.page_size) != crate::layout::PAGE {
+        reasons.push(cold(format!("pages have {} bytes in the image", header.page_size)));
+    }
+    if !cpu::fits(&header.cpu, &cpu::current()) {
+        reasons.push(cold("this processor lacks features, or keeps registers, other than the one of the checkpoint".into()));
+    }
+    let [.., code_bytes] = header.vdso.bytes;
+    if exec::vdso().map(xxh64) != Some(header.vdso.code_sum) || exec::vdso().map(|code| code.len() as u64) != Some(code_bytes) {
+        reasons.push(cold(format!(
+            "this kernel is another build than the one of the checkpoint ({}): its vdso differs",
+            image.manifest().kernel
+        )));
+    }
+    for (clock, name, recorded) in [
+        (libc::CLOCK_MONOTONIC, "monotonic", header.captured_monotonic_ns),
+        (libc::CLOCK_BOOTTIME, "boot", header.captured_boottime_ns),
+    ] {
+        if crate::facts::clock_ns(clock) < recorded {
+            reasons.push(cold(format!(
+                "the {name} clock would run backwards: this host is another one, or was started after the checkpoint"
+            )));
+        }
+    }
+    reasons
+}
+
+fn privileges(image: &Image) -> Vec<Mismatch> {
+    let cold = |what: String| Mismatch { verdict: Verdict::StartCold, what };
+    let recorded = &image.header().privileges;
+    let text = std::fs::read("/proc/self/status").unwrap_or_default();
+    let Ok(here) = crac_sys::proc::ProcessStatus::parse(&text) else {
+        return vec![cold("/proc/self/status cannot be read".into())];
+    };
+    let mut reasons = Vec::new();
+    for (what, recorded, here) in [("user", recorded.uid, here.users), ("group", recorded.gid, here.groups)] {
+        if recorded != here[..3] {
+            reasons.push(cold(format!("the service ran as {what} {}, this is {}", recorded[1], here[1])));
+        }
+    }
+    let [_, permitted, ..] = here.capabilities;
+    if recorded.permitted & !permitted != 0 {
+        let missing = recorded.permitted & !permitted;
+        reasons.push(cold(format!("the service had capabilities that are missing here: {missing:#x}")));
+    }
+    let filters = here.seccomp_filters.unwrap_or(if here.seccomp == 0 { 0 } else { u32::MAX });
+    if recorded.seccomp != 0 && filters < recorded.seccomp_filters {
+        reasons.push(cold(format!("the service ran under {} seccomp filter(s), here are {filters}", recorded.seccomp_filters)));
+    }
+    reasons
+}
+
+fn files(image: &Image) -> Vec<Mismatch> {
+    let mut reasons = Vec::new();
+    for (path, record) in image.file_records() {
+        let what = match std::fs::metadata(path) {
+            Err(error) => format!("the mapped file {path} cannot be found: {error}"),
+            Ok(found) => {
+                let same = found.dev() == record.device
+                    && found.ino() == record.inode
+                    && found.size() == record.size
+                    && found.mtime() == record.modified_s
+                    && found.mtime_nsec() as u64 == record.modified_ns;
+                if same {
+                    continue;
+                }
+                format!("the mapped file {path} has changed since the checkpoint")
+            }
+        };
+        reasons.push(Mismatch { verdict: Verdict::StartCold, what });
+    }
+    reasons
+}
+
+fn build(image: &Image, program: &Executable) -> Option<Mismatch> {
+    let recorded = &image.manifest().executable;
+    (recorded.build_id != program.build_id).then(|| Mismatch {
+        verdict: Verdict::StartCold,
+        what: format!(
+            "the image was made from another build of {}: {}, not {}",
+            program.path.display(),
+            recorded.build_id,
+            program.build_id
+        ),
+    })
+}
+
+/// Null-terminated vectors of addresses, as exec takes them.
+pub(crate) fn vector(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain(std::iter::once(ptr::null())).collect()
+}
