@@ -18,7 +18,8 @@ use crac_core::{Mode, Needs, Obstacle, ObstacleKind, Policy};
 const NEEDS: Needs = Needs::new("native", &[Mode::Exit]);
 
 fn audit(policy: &str, own: &[i32]) -> Vec<Obstacle> {
-    Auditor::new().audit(&NEEDS, &policy.parse::<Policy>().unwrap(), own).unwrap()
+    let policy: Policy = policy.parse().expect("a policy");
+    Auditor::new().audit(&NEEDS, &policy, own).expect("/proc can be read")
 }
 
 fn find<'a>(obstacles: &'a [Obstacle], kind: ObstacleKind, start: &str) -> Option<&'a Obstacle> {

@@ -18,6 +18,18 @@ pub fn stat(fd: RawFd) -> Result<libc::stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// When the inode behind `fd` was made, seconds and nanoseconds (`statx(2)`); nothing where the file system does not tell.
+pub fn born(fd: RawFd) -> Option<(i64, u32)> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH as usize;
+    let args = [fd as usize, c"".as_ptr() as usize, flags, libc::STATX_BTIME as usize, stat.as_mut_ptr() as usize, 0];
+    // SAFETY: statx reads a constant empty path and fills the structure.
+    unsafe { syscall(libc::SYS_statx, args) }.ok()?;
+    // SAFETY: all-zero is a valid value, and the call has filled it.
+    let stat = unsafe { stat.assume_init() };
+    (stat.stx_mask & libc::STATX_BTIME != 0).then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec))
+}
+
 /// Whether two descriptors are duplicates of one open file description, by `F_DUPFD_QUERY` (`fcntl(2)`, Linux 6.10).
 ///
 /// # Errors

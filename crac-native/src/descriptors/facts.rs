@@ -39,9 +39,12 @@ pub(crate) struct FileFact {
 pub(crate) enum State<'a> {
     /// Nothing more.
     Plain,
-    /// The link names a path; whether the path still leads to this very file.
+    /// The link names a path.
     Named {
+        /// Whether the path still leads to this very file.
         reachable: bool,
+        /// When the inode was made, seconds and nanoseconds; zero if unknown.
+        born: (i64, u32),
     },
     Pipe(PipeFact<'a>),
     Timer(TimerFact),

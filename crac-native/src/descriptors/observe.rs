@@ -53,7 +53,9 @@ pub(super) fn observe<'a>(survey: &Survey<'a, '_>) -> Result<&'a [Fact<'a>], Err
             FdLink::Pipe { .. } => State::Pipe(pipe(arena, fact)?),
             FdLink::Anon(AnonInode::Timerfd) => State::Timer(timer(fact.number)?),
             FdLink::Anon(AnonInode::Eventfd) if is_semaphore(fact)? => State::Semaphore,
-            FdLink::Path(_) => State::Named { reachable: reachable(arena, fact)? },
+            FdLink::Path(_) => {
+                State::Named { reachable: reachable(arena, fact)?, born: descriptor::born(fact.number).unwrap_or_default() }
+            }
             _ => State::Plain,
         };
     }

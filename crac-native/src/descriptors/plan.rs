@@ -88,7 +88,7 @@ impl<'f> Planner<'_, 'f, '_> {
             );
         }
         match (fact.link(), fact.state) {
-            (FdLink::Path(_), State::Named { reachable }) => self.named(fact, reachable),
+            (FdLink::Path(_), State::Named { reachable, .. }) => self.named(fact, reachable),
             (FdLink::Pipe { .. }, State::Pipe(pipe)) => self.pipe(fact, &pipe),
             (FdLink::Socket { .. }, State::Socket(socket)) => self.socket(fact, &socket),
             (FdLink::Anon(AnonInode::Epoll), State::Epoll(registrations)) => self.epoll(fact, registrations),

@@ -157,6 +157,9 @@ details! {
         size: u64,
         modified_s: i64,
         modified_ns: i64,
+        /// When the inode was made: numbers of inodes are used again. Zero where the file system does not tell.
+        born_s: i64,
+        born_ns: u32,
         /// File offset.
         position: u64,
     }
@@ -207,9 +210,7 @@ details! {
         peer: Span,
         /// The local address for messages.
         name: Span,
-        /// Device, inode, mode and owner of the socket file; zero without one.
-        file_device: u64,
-        file_inode: u64,
+        /// Mode and owner of the socket file; zero without one.
         file_mode: u32,
         file_uid: u32,
         file_gid: u32,
@@ -268,7 +269,7 @@ details! {
 pub mod identity {
     /// Only its type counts: files of `/proc` and `/sys`, directories, whatever `O_PATH` was used for.
     pub const TYPE: u32 = 0;
-    /// The same inode and at least as long as the offset, or the same size and modification time (another host).
+    /// The same inode, made at the same time, and at least as long as the offset, or the same size and modification time (another host).
     pub const FILE: u32 = 1;
     /// The same device number.
     pub const DEVICE: u32 = 2;

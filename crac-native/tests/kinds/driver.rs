@@ -15,7 +15,7 @@ use std::{
 
 use super::programs::PROGRAMS;
 
-pub fn main() {
+pub(super) fn main() {
     close_what_was_left_open();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let users: &[User] = if rustix::process::geteuid().is_root() { &[User::Own, User::Nobody] } else { &[User::Own] };
@@ -51,10 +51,12 @@ pub fn main() {
 
 enum Test {
     Round(&'static str),
-    Special(fn(&Lab)),
+    Special(Special),
 }
 
-const SPECIAL: &[(&str, fn(&Lab))] = &[
+type Special = fn(&Lab);
+
+const SPECIAL: &[(&str, Special)] = &[
     ("registrations_without_duplicate_query", |lab| lab.round_trip("registrations", &["CRAC_TEST_NO_QUERY"])),
     ("registrations_by_flag", |lab| lab.round_trip("registrations", &["CRAC_TEST_NO_QUERY", "CRAC_TEST_NO_KCMP"])),
     ("files_by_flag", |lab| lab.round_trip("files", &["CRAC_TEST_NO_QUERY", "CRAC_TEST_NO_KCMP"])),
@@ -175,13 +177,8 @@ fn standard_streams(lab: &Lab) {
     assert_eq!(said, "after\nthrough the duplicate\nfrom the file\nall as it was\n");
     // Closed ones become the null device.
     let mut image = lab.command(&lab.image());
-    // SAFETY: close(2) is async-signal-safe, and the child has no use for its standard input before it executes the image.
-    unsafe {
-        image.pre_exec(|| {
-            crac_sys::syscall(libc::SYS_close, [0, 0, 0, 0, 0, 0])?;
-            Ok(())
-        })
-    };
+    // SAFETY: fcntl(2) is async-signal-safe.
+    unsafe { image.pre_exec(|| Ok(rustix::io::fcntl_setfd(std::io::stdin(), rustix::io::FdFlags::CLOEXEC)?)) };
     let said = well(image.output().expect("the image starts"));
     assert_eq!(said, "after\nthrough the duplicate\nall as it was\n");
 }
@@ -263,14 +260,16 @@ fn supervisor(lab: &Lab) {
     image.arg("-c").arg(script);
     let number = std::os::fd::AsRawFd::as_raw_fd(&listener) as usize;
     // SAFETY: dup2(2) is async-signal-safe.
-    unsafe {
-        image.pre_exec(move || {
-            crac_sys::syscall(libc::SYS_dup2, [number, 3, 0, 0, 0, 0])?;
-            crac_sys::syscall(libc::SYS_fcntl, [3, libc::F_SETFD as usize, 0, 0, 0, 0])?;
-            Ok(())
-        })
-    };
+    unsafe { image.pre_exec(move || hand_over(number)) };
     well(image.output().expect("the image starts"));
+}
+
+/// Makes `number` the first descriptor that a supervisor hands over.
+fn hand_over(number: usize) -> std::io::Result<()> {
+    // SAFETY: the child has no use for whatever its descriptor 3 is: standard input and output come before.
+    unsafe { crac_sys::syscall(libc::SYS_dup2, [number, 3, 0, 0, 0, 0]) }?;
+    crac_sys::fs::fcntl(3, libc::F_SETFD, 0)?;
+    Ok(())
 }
 
 /// Whoever started the tests may have left descriptors open that are not ours to test.

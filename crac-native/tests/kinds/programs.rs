@@ -25,13 +25,15 @@ use rustix::{
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
 };
 
-pub fn run(name: &str) {
+pub(super) fn run(name: &str) {
     let program = PROGRAMS.iter().find(|(known, _)| *known == name).expect("a program of that name");
     (program.1)();
     println!("all as it was");
 }
 
-pub const PROGRAMS: &[(&str, fn())] = &[
+type Program = fn();
+
+pub(super) const PROGRAMS: &[(&str, Program)] = &[
     ("events", events),
     ("registrations", registrations),
     ("files", files),

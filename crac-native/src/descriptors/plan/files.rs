@@ -5,7 +5,7 @@ use crac_sys::{Errno, proc::decimal_name};
 
 use super::{Planner, links};
 use crate::{
-    descriptors::facts::{Bytes, Fact, PipeFact},
+    descriptors::facts::{Bytes, Fact, PipeFact, State},
     layout::descriptors::{File, Pipe, Span, identity, kind},
 };
 
@@ -55,6 +55,10 @@ impl<'f> Planner<'_, 'f, '_> {
             return self.refuse_ok(ObstacleKind::DescriptorOther, fact, what);
         };
         let device = if identity == identity::DEVICE { fact.file.device_number } else { fact.file.device };
+        let born = match fact.state {
+            State::Named { born, .. } => born,
+            _ => (0, 0),
+        };
         let detail = File {
             path,
             identity,
@@ -64,6 +68,8 @@ impl<'f> Planner<'_, 'f, '_> {
             size: fact.file.size,
             modified_s: fact.file.modified_s,
             modified_ns: fact.file.modified_ns,
+            born_s: born.0,
+            born_ns: born.1,
             position: fact.info.position,
         };
         self.record(fact, kind, &detail)

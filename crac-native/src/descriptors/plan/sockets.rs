@@ -119,8 +119,6 @@ impl<'f> Planner<'_, 'f, '_> {
             local,
             peer,
             name,
-            file_device: file.device,
-            file_inode: file.inode,
             file_mode: file.mode,
             file_uid: file.uid,
             file_gid: file.gid,

@@ -36,11 +36,11 @@ fn kinds(table: &DescriptorTable<'_>) -> Vec<u32> {
 #[test]
 fn standard_streams_are_inherited_whatever_file_they_are() {
     let arena = Arena::new().unwrap();
-    let mut terminal = fact(0, "/dev/pts/3", PLAIN, State::Named { reachable: false });
+    let mut terminal = fact(0, "/dev/pts/3", PLAIN, State::Named { reachable: false, born: (0, 0) });
     terminal.file.mode = libc::S_IFCHR;
     let mut duplicate = terminal;
     (duplicate.number, duplicate.original) = (1, 0);
-    let log = fact(2, "/var/log/x (deleted)", PLAIN, State::Named { reachable: false });
+    let log = fact(2, "/var/log/x (deleted)", PLAIN, State::Named { reachable: false, born: (0, 0) });
     let mut later = terminal;
     (later.number, later.original) = (9, 0);
     let (table, refused) = planned(&arena, &[terminal, duplicate, log, later], "");
@@ -152,7 +152,7 @@ fn a_pipe_opened_again_is_refused() {
 fn files_of_threads_in_proc_are_refused_and_own_ones_renamed() {
     let arena = Arena::new().unwrap();
     let read = |link| {
-        let mut fact = fact(5, link, PLAIN, State::Named { reachable: true });
+        let mut fact = fact(5, link, PLAIN, State::Named { reachable: true, born: (0, 0) });
         fact.status_flags = 0;
         fact
     };
@@ -169,7 +169,7 @@ fn files_of_threads_in_proc_are_refused_and_own_ones_renamed() {
 fn a_lock_is_refused_even_where_the_file_could_be_reopened() {
     let arena = Arena::new().unwrap();
     let info = "pos:\t0\nflags:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 4711 fe:00:12 0 EOF\n";
-    let mut locked = fact(5, "/a", info, State::Named { reachable: true });
+    let mut locked = fact(5, "/a", info, State::Named { reachable: true, born: (0, 0) });
     locked.status_flags = 0;
     let (_, refused) = planned(&arena, &[locked], "file-writable = reopen");
     assert_eq!(refused, [ObstacleKind::FileLock]);

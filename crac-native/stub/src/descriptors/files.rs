@@ -30,7 +30,7 @@ pub fn open(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
         }
     };
     let stat = Stat::of(made)?;
-    if !is_same(&file, &stat) {
+    if !is_same(&file, &stat, made) {
         say(path, b"has changed since the checkpoint");
         return Err(CHANGED);
     }
@@ -45,14 +45,15 @@ pub fn open(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
     place(made, record)
 }
 
-fn is_same(file: &File, stat: &Stat) -> bool {
+fn is_same(file: &File, stat: &Stat, made: i32) -> bool {
     let is_type = stat.mode & S_IFMT == file.mode & S_IFMT;
     is_type
         && match file.identity {
             identity::TYPE | identity::APPEND => true,
             identity::DEVICE => stat.special_device == file.device,
             identity::FILE => {
-                let is_inode = (stat.device, stat.inode) == (file.device, file.inode);
+                let is_inode =
+                    (stat.device, stat.inode) == (file.device, file.inode) && born(made) == (file.born_s, file.born_ns);
                 // On another host everything but the inode can be the same.
                 let is_content =
                     (stat.size, stat.modified_s, stat.modified_ns as i64) == (file.size, file.modified_s, file.modified_ns);
@@ -60,6 +61,19 @@ fn is_same(file: &File, stat: &Stat) -> bool {
             }
             _ => false,
         }
+}
+
+/// When the inode was made; zero where the file system does not tell.
+fn born(descriptor: i32) -> (i64, u32) {
+    let mut stat = [0_u64; STATX_WORDS];
+    let buffer = stat.as_mut_ptr();
+    let asked = syscall!(sys::SYS_STATX, descriptor, c"".as_ptr(), AT_EMPTY_PATH, STATX_BTIME, buffer);
+    match (asked, stat.first(), stat.get(STATX_BTIME_WORD..)) {
+        (Ok(_), Some(mask), Some([seconds, nanoseconds, ..])) if *mask as usize & STATX_BTIME != 0 => {
+            (*seconds as i64, *nanoseconds as u32)
+        }
+        _ => (0, 0),
+    }
 }
 
 /// Makes a pipe with what was in it.
@@ -109,3 +123,8 @@ const O_PATH: usize = 0o10_000_000;
 const OPEN_FLAGS: usize =
     0o3 | 0o2000 | 0o10_000 | 0o40_000 | 0o100_000 | 0o200_000 | 0o400_000 | 0o1_000_000 | 0o4_010_000 | 0o10_000_000;
 const F_SETPIPE_SZ: usize = 1031;
+const AT_EMPTY_PATH: usize = 0x1000;
+const STATX_BTIME: usize = 0x800;
+/// `struct statx` is 256 bytes: the mask of what is filled comes first, the time of birth at byte 80.
+const STATX_WORDS: usize = 32;
+const STATX_BTIME_WORD: usize = 10;

@@ -101,7 +101,7 @@ fn bind(made: i32, socket: &Socket, local: &[u8], name: &[u8]) -> Result<()> {
     }
     let path = SocketFile::of(socket, local);
     if let Some(path) = &path {
-        path.remove_stale(socket);
+        path.remove_stale(socket, local);
     }
     match syscall!(sys::SYS_BIND, made, local.as_ptr(), local.len()) {
         Ok(_) => path.map_or(Ok(()), |path| path.give_back(socket)),
@@ -188,10 +188,11 @@ impl SocketFile {
         Ok(stat)
     }
 
-    /// Removes the file that the earlier life left behind; a file that somebody else made stays and makes bind(2) fail.
-    fn remove_stale(&self, socket: &Socket) {
-        let is_ours = self.stat().is_ok_and(|stat| (stat.device, stat.inode) == (socket.file_device, socket.file_inode));
-        if is_ours {
+    /// Removes the file that an earlier life left behind: a socket that nobody has open any more. Inodes are used again, so
+    /// only the kernel's refusal to connect proves that. Any other file stays and makes bind(2) fail.
+    fn remove_stale(&self, socket: &Socket, local: &[u8]) {
+        let is_socket = self.stat().is_ok_and(|stat| stat.mode & S_IFMT == S_IFSOCK);
+        if is_socket && is_deserted(socket, local) {
             // If it cannot be removed, bind(2) says so.
             let _ = syscall!(sys::SYS_UNLINKAT, sys::AT_FDCWD, self.path.as_ptr(), 0);
         }
@@ -209,6 +210,15 @@ impl SocketFile {
         }
         Ok(())
     }
+}
+
+/// Whether nobody is behind the socket file at `local`: connecting is refused.
+fn is_deserted(socket: &Socket, local: &[u8]) -> bool {
+    let kind = socket.socket_type as usize | SOCK_NONBLOCK | sys::O_CLOEXEC;
+    let Ok(probe) = syscall!(sys::SYS_SOCKET, AF_UNIX, kind, 0) else { return false };
+    let answer = syscall!(sys::SYS_CONNECT, probe, local.as_ptr(), local.len());
+    crate::check::close(probe as i32);
+    answer == Err(Errno(ECONNREFUSED))
 }
 
 #[cold]
@@ -259,6 +269,9 @@ const EADDRNOTAVAIL: i32 = 99;
 const ECONNREFUSED: i32 = 111;
 const AF_UNIX: i32 = 1;
 const SOCK_STREAM: i32 = 1;
+const SOCK_NONBLOCK: usize = 0o4000;
+const S_IFMT: u32 = 0o170_000;
+const S_IFSOCK: u32 = 0o140_000;
 const SOL_SOCKET: usize = 1;
 const SO_REUSEADDR: usize = 2;
 const SO_ACCEPTCONN: usize = 30;
