@@ -11,8 +11,8 @@ pub struct UnixDiag {
     pub peer: Option<u64>,
     /// 1 receiving, 2 sending.
     pub shutdown: u32,
-    /// Length of a listening socket's queue.
-    pub backlog: Option<u32>,
+    /// Of a listening socket: how many connections wait to be accepted, and how many may.
+    pub queue: Option<(u32, u32)>,
     /// The socket file's inode and device, in the kernel's own encoding.
     pub file: Option<(u32, u32)>,
 }
@@ -94,7 +94,7 @@ fn parse(answer: &[u8], inode: u32) -> Result<UnixDiag, Errno> {
         match kind {
             UNIX_DIAG_VFS => diag.file = Some((word(value, 0).ok_or(broken)?, word(value, 4).ok_or(broken)?)),
             UNIX_DIAG_PEER => diag.peer = Some(u64::from(word(value, 0).ok_or(broken)?)),
-            UNIX_DIAG_RQLEN => diag.backlog = word(value, 4),
+            UNIX_DIAG_RQLEN => diag.queue = word(value, 0).zip(word(value, 4)),
             UNIX_DIAG_SHUTDOWN => diag.shutdown = u32::from(*value.first().ok_or(broken)?),
             _ => {}
         }

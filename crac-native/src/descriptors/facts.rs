@@ -102,6 +102,8 @@ pub(crate) struct SocketFact<'a> {
     pub(crate) listening: bool,
     /// Length of the accept queue; -1 if unknown.
     pub(crate) backlog: i32,
+    /// Connections that wait to be accepted.
+    pub(crate) waiting: u32,
     /// TCP's state as a number; zero for others.
     pub(crate) tcp_state: u8,
     /// `sockaddr` bytes; empty if unbound.

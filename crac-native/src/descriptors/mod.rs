@@ -5,6 +5,15 @@
 //! └───────────── system calls ─────────────┘         └ pure ┘
 //! ```
 //!
+//! What comes back differently, by nature:
+//!
+//! * standard streams are those of whoever restores; a pipe inherited beyond them comes back with its other end closed;
+//! * datagrams that waited in a UDP socket are dropped, as the network may do at any time, and multicast memberships are lost,
+//!   which the kernel does not list by socket;
+//! * severed and finished connections are Unix sockets without a peer: options of TCP cannot be set on them;
+//! * a one-shot registration that has fired reports errors and hang-ups until it is armed again;
+//! * a timer other than one for a moment on the wall has as long to go as it had.
+//!
 //! Everything here runs while another thread may hold a lock of the allocator: only the arena and bare system calls.
 
 mod duplicates;

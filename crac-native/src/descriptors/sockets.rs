@@ -82,7 +82,10 @@ impl<'a> Sockets<'a> {
             seen.peer_inode = diag.peer;
             seen.shutdown = diag.shutdown;
             if seen.listening {
-                seen.backlog = diag.backlog.and_then(|backlog| i32::try_from(backlog).ok()).unwrap_or(-1);
+                (seen.waiting, seen.backlog) = match diag.queue {
+                    Some((waiting, backlog)) => (waiting, i32::try_from(backlog).unwrap_or(-1)),
+                    None => (0, -1),
+                };
             }
         }
         if let Some(path) = Address(seen.local).path() {
@@ -214,7 +217,8 @@ fn tcp(number: i32, seen: &mut SocketFact<'_>) {
     let Ok(len) = socket::option(number, OptionName::TCP_INFO, &mut info) else { return };
     seen.tcp_state = info[0];
     if seen.listening && len >= 32 {
-        // tcpi_sacked of a listening socket.
+        // tcpi_unacked and tcpi_sacked of a listening socket.
+        seen.waiting = u32::from_ne_bytes([info[24], info[25], info[26], info[27]]);
         seen.backlog = i32::from_ne_bytes([info[28], info[29], info[30], info[31]]);
     }
 }

@@ -262,6 +262,27 @@ fn connections_are_refused_by_name_or_severed_by_policy() {
 }
 
 #[test]
+fn connections_nobody_has_accepted_yet_are_not_lost_silently() {
+    alone("connections_nobody_has_accepted_yet_are_not_lost_silently", || {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let unix = UnixListener::bind(&path).unwrap();
+        let clients = (TcpStream::connect(tcp.local_addr().unwrap()).unwrap(), UnixStream::connect(&path).unwrap());
+        let arena = Arena::new().unwrap();
+        let surveyed = survey_with(&arena, "", &[]);
+        for (kind, listener) in [("tcp-established", tcp.as_raw_fd()), ("unix-connected", unix.as_raw_fd())] {
+            let found = surveyed.obstacles.iter().find(|text| text.starts_with(&format!("{kind} fd {listener},")));
+            assert!(found.is_some_and(|text| text.ends_with("1 connection(s) wait to be accepted")), "{:?}", surveyed.obstacles);
+        }
+        assert_eq!(surveyed.obstacles.len(), 4, "the clients too: {:?}", surveyed.obstacles);
+        drop(clients);
+        let surveyed = survey_with(&arena, "tcp-established = sever; unix-connected = sever", &[]);
+        assert_eq!(surveyed.obstacles, [""; 0]);
+    });
+}
+
+#[test]
 fn files_come_back_by_policy() {
     alone("files_come_back_by_policy", || {
         let directory = tempfile::tempdir().unwrap();
@@ -332,7 +353,15 @@ fn kernel_objects_that_cannot_be_read_back_are_named() {
             ("pidfd", libc::SYS_pidfd_open, [std::process::id() as usize, 0, 0]),
             ("socket-other", libc::SYS_socket, [libc::AF_NETLINK as usize, libc::SOCK_RAW as usize, 0]),
         ];
-        let opened: Vec<_> = calls.iter().map(|(kind, number, args)| (*kind, made(*number, *args))).collect();
+        let mut opened: Vec<_> = calls.iter().map(|(kind, number, args)| (*kind, made(*number, *args))).collect();
+        let (mut ring, sent) = ([0_u64; 15], UnixStream::pair().unwrap());
+        // Forbidden in many containers, and to nobody.
+        let at = ring.as_mut_ptr() as usize;
+        opened.extend(try_made(libc::SYS_io_uring_setup, [4, at, 0]).map(|ring| ("io-uring", ring)));
+        opened.extend(try_made(libc::SYS_fanotify_init, [0; 3]).map(|watch| ("inotify", watch)));
+        opened.extend(try_made(libc::SYS_userfaultfd, [1, 0, 0]).map(|faults| ("descriptor-other", faults)));
+        send_descriptor(&sent.0, &sent.1);
+        opened.push(("unix-connected", sent.0.into()));
         let arena = Arena::new().unwrap();
         let surveyed = survey_with(&arena, "", &[]);
         for (kind, descriptor) in &opened {
@@ -358,11 +387,25 @@ fn epoll() -> OwnedFd {
 }
 
 #[expect(unsafe_code, reason = "descriptors the standard library does not offer")]
-fn made(number: libc::c_long, args: [usize; 3]) -> OwnedFd {
-    // SAFETY: only calls that make a descriptor of values and live strings.
-    let made = unsafe { crac_sys::syscall(number, [args[0], args[1], args[2], 0, 0, 0]) }.unwrap();
+fn try_made(number: libc::c_long, args: [usize; 3]) -> Option<OwnedFd> {
+    // SAFETY: only calls that make a descriptor of values, live strings and live buffers.
+    let made = unsafe { crac_sys::syscall(number, [args[0], args[1], args[2], 0, 0, 0]) }.ok()?;
     // SAFETY: it has just been made.
-    unsafe { OwnedFd::from_raw_fd(made as i32) }
+    Some(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+fn made(number: libc::c_long, args: [usize; 3]) -> OwnedFd {
+    try_made(number, args).unwrap()
+}
+
+/// Leaves a descriptor in the receive queue of `from`'s peer.
+fn send_descriptor(from: &UnixStream, sent: &UnixStream) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [std::os::fd::AsFd::as_fd(sent)];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let parts = [std::io::IoSlice::new(b"x")];
+    rustix::net::sendmsg(from, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
 }
 
 #[expect(unsafe_code, reason = "epoll is not in the standard library")]

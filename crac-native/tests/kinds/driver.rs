@@ -122,12 +122,13 @@ impl Lab {
         command
     }
 
-    /// Runs a program until it is captured; what it said before.
+    /// Runs a program until it is captured, restored and captured again; what it said before.
     fn capture(&self, name: &str, switches: &[&str]) -> String {
         let mut program = self.program(name);
         program.envs(switches.iter().map(|switch| (switch, "1")));
         let said = well(program.output().expect("the program starts"));
-        assert!(!said.contains("all as it was"), "the original must not go on: {said}");
+        let second = well(self.command(&self.image().with_extension("first")).output().expect("the first image starts"));
+        assert!(!said.contains("all as it was") && second.is_empty(), "who was captured must not go on: {said}{second}");
         said
     }
 
@@ -172,6 +173,7 @@ fn standard_streams(lab: &Lab) {
     let (reader, _writer) = std::io::pipe().expect("pipe");
     let said = well(program.stdin(reader).output().expect("the program starts"));
     assert_eq!(said, "before\n");
+    well(lab.command(&lab.image().with_extension("first")).output().expect("the first image starts"));
     let mut image = lab.command(&lab.image());
     let said = well(image.stdin(fs::File::open(&input).expect("open")).output().expect("the image starts"));
     assert_eq!(said, "after\nthrough the duplicate\nfrom the file\nall as it was\n");

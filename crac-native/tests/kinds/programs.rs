@@ -48,15 +48,21 @@ pub(super) const PROGRAMS: &[(&str, Program)] = &[
     ("one_file", one_file),
 ];
 
-/// Captures this process and returns in the next life. What cannot be saved is printed, and ends the program.
+/// Captures this process and returns in the life after the next: what was restored is captured and restored again.
+/// What cannot be saved is printed, and ends the program.
 fn next_life(policy: &str) {
-    let before = table();
     let policy: Policy = policy.parse().expect("a policy");
     let image = PathBuf::from(std::env::var_os("CRAC_TEST_IMAGE").expect("an image path"));
-    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+    capture(&policy, image.with_extension("first"), 0);
+    capture(&policy, image, 1);
+}
+
+fn capture(policy: &Policy, image: PathBuf, generation: u64) {
+    let before = table();
+    let metadata = ImageMetadata::new("test", ImageId([7 + generation as u8; 16]), generation, None);
     let switch = |name: &str| std::env::var_os(name).is_none();
     let engine = NativeEngine::new().with_kcmp(switch("CRAC_TEST_NO_KCMP")).with_duplicate_query(switch("CRAC_TEST_NO_QUERY"));
-    match engine.capture(CaptureRequest::new(image, Mode::Exit, metadata, &policy)) {
+    match engine.capture(CaptureRequest::new(image, Mode::Exit, metadata, policy)) {
         Ok(Captured::Restored(_)) => assert_eq!(table(), before, "numbers and flags"),
         Ok(Captured::Original(_)) => panic!("the original goes on"),
         Err(EngineError::Refused(obstacles)) => panic!("{}", obstacles.iter().map(|o| format!("{o}\n")).collect::<String>()),

@@ -17,7 +17,9 @@ impl<'f> Planner<'_, 'f, '_> {
             libc::S_IFCHR if !fact.has_status(libc::O_PATH) => return self.device(fact, reachable),
             libc::S_IFREG | libc::S_IFDIR => {}
             _ if fact.has_status(libc::O_PATH) => {}
-            libc::S_IFIFO => return self.refuse_ok(ObstacleKind::PipeForeign, fact, format_args!("FIFO {path}")),
+            libc::S_IFIFO => {
+                return self.refuse_ok(or_inherited(fact, ObstacleKind::PipeForeign), fact, format_args!("FIFO {path}"));
+            }
             libc::S_IFBLK => return self.refuse_ok(ObstacleKind::Device, fact, format_args!("block device {path}")),
             _ => return self.refuse_ok(ObstacleKind::DescriptorOther, fact, format_args!("{path}")),
         }
@@ -44,7 +46,9 @@ impl<'f> Planner<'_, 'f, '_> {
         match (libc::major(fact.file.device_number), libc::minor(fact.file.device_number)) {
             // null, zero, full, random, urandom: no state.
             (1, 3 | 5 | 7 | 8 | 9) if reachable => self.file(fact, kind::DEVICE, identity::DEVICE),
-            (4 | 5 | 136..=143, _) => self.refuse_ok(ObstacleKind::Terminal, fact, format_args!("terminal {path}")),
+            (4 | 5 | 136..=143, _) => {
+                self.refuse_ok(or_inherited(fact, ObstacleKind::Terminal), fact, format_args!("terminal {path}"))
+            }
             _ => self.refuse_ok(ObstacleKind::Device, fact, format_args!("device {path}")),
         }
     }
@@ -105,7 +109,7 @@ impl<'f> Planner<'_, 'f, '_> {
             links::Pipe::Whole { writer, .. } => writer,
             // What the process was started with and would not find at a restore either: it comes back with its other end
             // closed, as if that process had ended. Whatever was opened later has the flag.
-            links::Pipe::Half if fact.descriptor_flags & libc::FD_CLOEXEC as u32 == 0 => -1,
+            links::Pipe::Half if is_inherited(fact) => -1,
             links::Pipe::Half if pipe.severed || self.allows(ObstacleKind::PipeForeign, fact.link, Action::Sever) => -1,
             links::Pipe::Half => {
                 let end = if fact.access() == libc::O_RDONLY { "reading" } else { "writing" };
@@ -131,4 +135,14 @@ impl<'f> Planner<'_, 'f, '_> {
         let content = self.bytes(unread)?;
         self.record(fact, kind::PIPE, &Pipe { partner, capacity: pipe.capacity, content })
     }
+}
+
+/// Whether the process was probably started with it: it would not have survived that with a close-on-exec flag, which almost
+/// everything opened since then has.
+fn is_inherited(fact: &Fact<'_>) -> bool {
+    fact.descriptor_flags & libc::FD_CLOEXEC as u32 == 0
+}
+
+fn or_inherited(fact: &Fact<'_>, kind: ObstacleKind) -> ObstacleKind {
+    if is_inherited(fact) { ObstacleKind::DescriptorInherited } else { kind }
 }

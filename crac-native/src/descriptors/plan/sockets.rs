@@ -100,6 +100,13 @@ impl<'f> Planner<'_, 'f, '_> {
             let what = format_args!("{}, with a packet filter, which cannot be read back", Description(socket));
             return self.refuse_ok(refusal, fact, what);
         }
+        if socket.listening && socket.waiting > 0 {
+            let kind = if socket.domain == libc::AF_UNIX { ObstacleKind::UnixConnected } else { ObstacleKind::TcpEstablished };
+            if !self.allows_address(kind, socket.local, Action::Sever)? {
+                let what = format_args!("{}, {} connection(s) wait to be accepted", Description(socket), socket.waiting);
+                return self.refuse_ok(kind, fact, what);
+            }
+        }
         let options = self.options(socket.options)?;
         let local = self.bytes(if bind { socket.local } else { &[] })?;
         let peer = self.bytes(if socket.connected { socket.peer } else { &[] })?;
