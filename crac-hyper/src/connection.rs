@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A close with unread bytes in the kernel becomes a reset, and a reset may overtake the response. So whatever was answered while
-//! the door was shut lingers: it is read until the client closes, for half a second at most.
+//! the door was shut lingers: it is read until the client closes, for a second at most.
 
 use std::{error::Error, pin::Pin, sync::Arc, time::Duration};
 
@@ -41,7 +41,7 @@ use crate::{
 const QUIET: Duration = Duration::from_secs(2);
 /// A connection that was accepted while the door was shut has so long to send its request and be told to come again.
 const NEWBORN: Duration = Duration::from_millis(250);
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_secs(1);
 
 /// An extension of each request: tells long answers, such as WebSockets and event streams, that the service wants to be saved.
 ///
