@@ -170,7 +170,7 @@ impl<'a, T: Copy> ArenaVec<'a, T> {
             self.grow(self.len + 1)?;
         }
         // SAFETY: `len < capacity`, so the place is inside the vector's own room.
-        unsafe { self.start.add(self.len).write(value) };
+        unsafe { self.start.wrapping_add(self.len).write(value) };
         self.len += 1;
         Ok(())
     }
@@ -186,14 +186,9 @@ impl<'a, T: Copy> ArenaVec<'a, T> {
             self.grow(needed)?;
         }
         // SAFETY: the room behind `len` holds at least `values.len()` more, and a borrowed slice cannot overlap it.
-        unsafe { ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(self.len), values.len()) };
+        unsafe { ptr::copy_nonoverlapping(values.as_ptr(), self.start.wrapping_add(self.len), values.len()) };
         self.len = needed;
         Ok(())
-    }
-
-    /// Shortens the vector to `len` values, if it is longer.
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
     }
 
     /// Empties the vector and keeps its room.

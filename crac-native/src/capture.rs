@@ -253,8 +253,8 @@ impl<'a> Work<'a, '_> {
         let own = thread_record(process::tid(), self.resume, &self.own_state);
         let mut threads = ArenaVec::new(arena);
         threads.push(own).map_err(no_memory)?;
-        for slot in frozen.threads() {
-            threads.push(thread_record(slot.tid, slot.resume, &slot.state_of)).map_err(no_memory)?;
+        for thread in frozen.threads() {
+            threads.push(thread_record(thread.tid, thread.resume, &thread.state)).map_err(no_memory)?;
         }
         let main = process::pid();
         match threads.iter().position(|thread| thread.tid == main) {

@@ -17,7 +17,7 @@ use crac_sys::{
 use crate::{
     arena::{Arena, ArenaVec},
     findings::ObstacleSink,
-    freeze::Slot,
+    freeze::Parked,
     layout::{ActionRecord, PrivilegeRecord, ProcessRecord},
     text::FixedText,
 };
@@ -54,8 +54,8 @@ pub(crate) fn mappings(arena: &Arena) -> Result<&[SmapsEntry<'_>], Problem> {
 }
 
 /// Settings and privileges of the process, and everything about it as a whole that cannot be saved.
-pub(crate) fn process<'a>(
-    arena: &'a Arena,
+pub(crate) fn process(
+    arena: &Arena,
     filters_at_start: u32,
     obstacles: &mut ObstacleSink<'_>,
 ) -> Result<(ProcessRecord, PrivilegeRecord), Problem> {
@@ -181,30 +181,30 @@ fn children(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
 }
 
 /// What cannot be saved about single threads.
-pub(crate) fn threads(arena: &Arena, threads: &[&Slot], filters: u32, obstacles: &mut ObstacleSink<'_>) {
-    for slot in threads {
-        let name = name_of(&slot.state_of.name);
+pub(crate) fn threads(arena: &Arena, threads: &[Parked], filters: u32, obstacles: &mut ObstacleSink<'_>) {
+    for thread in threads {
+        let name = name_of(&thread.state.name);
         let owner = format_args!("{name}");
-        if slot.state_of.errno != 0 {
-            let errno = Errno::new(slot.state_of.errno);
-            let subject = format_args!("thread {} ({name}) could not read its own state: {errno}", slot.tid);
+        if thread.state.errno != 0 {
+            let errno = Errno::new(thread.state.errno);
+            let subject = format_args!("thread {} ({name}) could not read its own state: {errno}", thread.tid);
             obstacles.push_owned(ObstacleKind::Kernel, subject, owner);
         }
-        if slot.state_of.robust_held != 0 {
-            let subject = format_args!("thread {} ({name}) holds a robust mutex", slot.tid);
+        if thread.state.robust_held != 0 {
+            let subject = format_args!("thread {} ({name}) holds a robust mutex", thread.tid);
             obstacles.push_owned(ObstacleKind::ThreadLock, subject, owner);
         }
         let mut path = FixedText::<64>::new();
-        let _ = write!(path, "/proc/self/task/{}/status\0", slot.tid);
+        let _ = write!(path, "/proc/self/task/{}/status\0", thread.tid);
         let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
         let Ok(text) = read_all(arena, path) else { continue };
         let Ok(status) = ProcessStatus::parse(text) else { continue };
         for signal in status.pending.iter() {
-            let subject = format_args!("signal {signal} is pending for thread {} ({name})", slot.tid);
+            let subject = format_args!("signal {signal} is pending for thread {} ({name})", thread.tid);
             obstacles.push_owned(ObstacleKind::SignalPending, subject, owner);
         }
         if status.seccomp_filters.is_some_and(|own| own > filters) {
-            let subject = format_args!("thread {} ({name}) has filters of its own", slot.tid);
+            let subject = format_args!("thread {} ({name}) has filters of its own", thread.tid);
             obstacles.push_owned(ObstacleKind::Seccomp, subject, owner);
         }
     }
@@ -217,7 +217,7 @@ pub(crate) fn name_of(name: &[u8; 16]) -> &str {
 }
 
 /// Every disposition that is not the default. That of the freeze signal is `freeze`.
-pub(crate) fn actions<'a>(arena: &'a Arena, freeze: (i32, signal::Action)) -> Result<&'a [ActionRecord], Errno> {
+pub(crate) fn actions(arena: &Arena, freeze: (i32, signal::Action)) -> Result<&[ActionRecord], Errno> {
     let mut actions = ArenaVec::new(arena);
     for number in (1..=64).filter(|number| ![libc::SIGKILL, libc::SIGSTOP].contains(number)) {
         let action = if number == freeze.0 { freeze.1 } else { signal::action(number)? };

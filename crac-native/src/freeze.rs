@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "a signal handler, and slots that threads share with the capturing thread")]
 
 use std::{
+    cell::UnsafeCell,
     ptr,
     sync::atomic::{
         AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
@@ -48,8 +49,9 @@ static COOKIE: AtomicU64 = AtomicU64::new(0);
 static SLOTS: AtomicUsize = AtomicUsize::new(0);
 /// How many threads are in the handler.
 static INSIDE: AtomicU32 = AtomicU32::new(0);
-/// [`HELD`] while threads are to stay parked.
-static RELEASE: AtomicU32 = AtomicU32::new(FREE);
+/// Counts freezes and thaws. A parked thread waits until it has moved on from the value of its freeze, so that a thread that is
+/// slow to leave is not caught by the next freeze inside the handler, where the signal is blocked.
+static RELEASE: AtomicU32 = AtomicU32::new(0);
 /// Bumped with every thread that parks, for the capturing thread to wait on.
 static PARKED: AtomicU32 = AtomicU32::new(0);
 /// How many threads came back in this life.
@@ -61,17 +63,24 @@ static VDSO: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 static PROCESS: AtomicI32 = AtomicI32::new(0);
 
-const FREE: u32 = 0;
-const HELD: u32 = 1;
-
-/// What a thread notes about itself before it parks.
+/// Where a thread and the capturing one meet.
 #[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Slot {
-    pub(crate) resume: Resume,
+struct Slot {
+    tid: i32,
+    /// The value of [`RELEASE`] to wait on.
+    freeze: u32,
+    /// Whose turn it is: the thread's own until it is [`IS_PARKED`], the capturing thread's from then on.
     state: AtomicU32,
+    resume: UnsafeCell<Resume>,
+    noted: UnsafeCell<ThreadState>,
+}
+
+/// A stopped thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parked {
     pub(crate) tid: i32,
-    pub(crate) state_of: ThreadState,
+    pub(crate) resume: Resume,
+    pub(crate) state: ThreadState,
 }
 
 const SIGNALLED: u32 = 0;
@@ -98,14 +107,14 @@ pub(crate) struct ThreadState {
     pub(crate) name: [u8; 16],
 }
 
-// SAFETY: integers, atomics and arrays of them; zero is valid. (Copy is not: slots are only used in place.)
-unsafe impl Zeroable for SlotRoom {}
-
-/// A slot's worth of zeroed memory.
+/// Room for a slot, away from those of other threads.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct SlotRoom([u8; 192]);
 const _: () = assert!(size_of::<Slot>() <= size_of::<SlotRoom>());
+
+// SAFETY: bytes.
+unsafe impl Zeroable for SlotRoom {}
 
 impl ThreadState {
     /// Reads the calling thread's state.
@@ -126,9 +135,11 @@ impl ThreadState {
         (self.robust_head, self.robust_bytes) = (head as u64, bytes as u64);
         if head != 0 {
             let head = ptr::with_exposed_provenance::<usize>(head);
-            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words; the first points to itself
-            // while no robust mutex is held, the third is the one being taken or released.
-            let (first, pending) = unsafe { (head.read_volatile(), head.add(2).read_volatile()) };
+            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words, of which the first points to
+            // itself while no robust mutex is held.
+            let first = unsafe { head.read_volatile() };
+            // SAFETY: as above; the third is the mutex being taken or released.
+            let pending = unsafe { head.wrapping_add(2).read_volatile() };
             self.robust_held = u32::from(first != head.addr() || pending != 0);
         }
         (self.rseq_address, self.rseq_bytes) = arch::rseq_area(self.fs_base).unwrap_or_default();
@@ -139,7 +150,7 @@ impl ThreadState {
 /// All other threads, stopped. Dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct Frozen<'a> {
-    slots: ArenaVec<'a, &'a Slot>,
+    threads: ArenaVec<'a, Parked>,
     /// The disposition of the freeze signal outside of freezes.
     pub(crate) previous: Action,
     /// A signal was sent that nobody has taken yet: the handler has to stay.
@@ -176,7 +187,7 @@ impl<'a> Frozen<'a> {
         VDSO[1].store(vdso.end.addr(), Relaxed);
         SLOTS.store(room.expose_provenance(), Relaxed);
         ARRIVED.store(0, Relaxed);
-        RELEASE.store(HELD, Relaxed);
+        RELEASE.fetch_add(1, SeqCst);
         let ours = Action {
             handler: on_signal as *const () as usize,
             // SA_RESTORER, SA_SIGINFO, SA_RESTART: interrupted calls go on where the kernel can do that.
@@ -193,15 +204,15 @@ impl<'a> Frozen<'a> {
         // SAFETY: the handler takes three arguments as SA_SIGINFO promises, uses only system calls and atomics, and is code of
         // this program; the restorer issues rt_sigreturn.
         unsafe { signal::set_action(FREEZE_SIGNAL, &ours) }.map_err(system("installing the freeze handler"))?;
-        let mut frozen = Self { slots: ArenaVec::new(arena), previous, stray: already };
+        let mut frozen = Self { threads: ArenaVec::new(arena), previous, stray: already };
         frozen.stop(arena, cookie, room, deadline, obstacles)?;
-        EXPECTED.store(frozen.slots.len() as u32, Relaxed);
+        EXPECTED.store(frozen.threads.len() as u32, Relaxed);
         Ok(frozen)
     }
 
     /// The parked threads.
-    pub(crate) fn threads(&self) -> &[&'a Slot] {
-        &self.slots
+    pub(crate) fn threads(&self) -> &[Parked] {
+        &self.threads
     }
 
     /// Signals threads until a whole pass over the task list finds all of them parked.
@@ -221,6 +232,7 @@ impl<'a> Frozen<'a> {
             fs::open(c"/proc/self/task", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(system("opening the task list"))?;
         let tasks = std::os::fd::AsFd::as_fd(&tasks);
         let buffer = arena.zeroed::<u8>(32 * 1024).map_err(system("reserving a buffer"))?;
+        let freeze = RELEASE.load(SeqCst);
         let mut used = 0_usize;
         // Threads met so far, parked or not.
         let mut met: ArenaVec<'a, &'a Slot> = ArenaVec::new(arena);
@@ -251,12 +263,17 @@ impl<'a> Frozen<'a> {
                                 return Err(FreezeError::System("counting threads", Errno::new(libc::EAGAIN)));
                             }
                             let place = room.wrapping_add(used).cast::<Slot>();
-                            // SAFETY: slot `used` lies in the mapping, zeroed, aligned, and was not handed out before; zeroes
-                            // are a valid slot.
-                            unsafe { (&raw mut (*place).tid).write(tid) };
-                            // SAFETY: as above; from now on only shared, its changing parts are atomic or written by the
-                            // thread itself before it says that it is parked.
-                            let slot = unsafe { &*place };
+                            let slot = Slot {
+                                tid,
+                                freeze,
+                                state: AtomicU32::new(SIGNALLED),
+                                resume: UnsafeCell::default(),
+                                noted: UnsafeCell::default(),
+                            };
+                            // SAFETY: the place lies in the mapping, is aligned, and was not handed out before.
+                            unsafe { place.write(slot) };
+                            // SAFETY: just written, and shared from now on; it stays mapped as long as the arena.
+                            let slot: &'a Slot = unsafe { &*place };
                             used += 1;
                             met.push(slot).map_err(system("noting a thread"))?;
                             (slot, true)
@@ -297,7 +314,11 @@ impl<'a> Frozen<'a> {
             futex::wait(&PARKED, seen, Some(Duration::from_millis(1)));
         }
         for slot in met.iter().filter(|slot| slot.state.load(Acquire) == IS_PARKED) {
-            self.slots.push(slot).map_err(system("noting a thread"))?;
+            // SAFETY: a parked thread has written its notes and does not touch them again.
+            let resume = unsafe { slot.resume.get().read() };
+            // SAFETY: as above.
+            let state = unsafe { slot.noted.get().read() };
+            self.threads.push(Parked { tid: slot.tid, resume, state }).map_err(system("noting a thread"))?;
         }
         // A tid that was reused while its first owner's signal was still queued has been met twice, parked once.
         self.stray |= met.iter().any(|slot| slot.state.load(Acquire) == SIGNALLED);
@@ -346,7 +367,7 @@ impl Drop for Frozen<'_> {
 
 /// Lets the parked threads of this life go on.
 fn release() {
-    RELEASE.store(FREE, SeqCst);
+    RELEASE.fetch_add(1, SeqCst);
     // Cannot fail for a word of our own.
     let _ = futex::wake_all(&RELEASE);
 }
@@ -387,61 +408,64 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
 
 fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a filled siginfo to an SA_SIGINFO handler.
-    let code = unsafe { (*info).si_code };
-    // SAFETY: as above; for SI_QUEUE the sender and the value are filled, for other codes the bytes are there too.
-    let sender = unsafe { (*info).si_pid() };
-    if code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
+    let info_filled = unsafe { &*info };
+    // SAFETY: for SI_QUEUE the sender is filled in; for other codes the bytes are there too and not used.
+    let sender = unsafe { info_filled.si_pid() };
+    if info_filled.si_code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
         return pass_on(number, info, context);
     }
-    // SAFETY: as above.
-    let value = unsafe { (*info).si_value() }.sival_ptr.addr() as u64;
+    // SAFETY: SI_QUEUE comes with a value.
+    let value = unsafe { info_filled.si_value() }.sival_ptr.addr() as u64;
     let cookie = COOKIE.load(SeqCst);
     if cookie == 0 || value >> SLOT_BITS != cookie {
         // A signal of an earlier freeze, taken late.
         return;
     }
     let room = ptr::with_exposed_provenance_mut::<SlotRoom>(SLOTS.load(Relaxed));
-    let slot = room.wrapping_add((value & (THREADS_MAX as u64 - 1)) as usize).cast::<Slot>();
-    // SAFETY: the cookie is the running freeze's, whose slots stay mapped while a thread is counted as inside.
-    let state = unsafe { &(*slot).state };
-    // SAFETY: written before the signal was sent and not changed since.
-    let addressee = unsafe { (&raw const (*slot).tid).read() };
-    if addressee != process::tid() || state.load(SeqCst) != SIGNALLED {
+    let place = room.wrapping_add((value & (THREADS_MAX as u64 - 1)) as usize).cast::<Slot>();
+    // SAFETY: the cookie is the running freeze's, so the slot was written before the signal was sent; it stays mapped while a
+    // thread is counted as inside.
+    let slot = unsafe { &*place };
+    if slot.tid != process::tid() || slot.state.load(SeqCst) != SIGNALLED {
         return;
     }
     // SAFETY: an SA_SIGINFO handler gets the interrupted context.
-    let ip = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
+    let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
     if (VDSO[0].load(Relaxed)..VDSO[1].load(Relaxed)).contains(&ip) {
-        state.store(IN_VDSO, SeqCst);
+        slot.state.store(IN_VDSO, SeqCst);
         PARKED.fetch_add(1, SeqCst);
+        // Cannot fail for a word of our own, here and below.
         let _ = futex::wake_all(&PARKED);
         return;
     }
-    // SAFETY: the slot is this thread's alone until it says that it is parked.
-    unsafe { (&raw mut (*slot).state_of).write(ThreadState::read()) };
-    // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot is writable.
-    let came_back = unsafe { arch::park(&raw mut (*slot).resume, wait_here, slot.cast()) };
+    // Kept in this frame: in another life the slot is not there.
+    let freeze = slot.freeze;
+    // SAFETY: the notes are this thread's until it says that it is parked.
+    unsafe { slot.noted.get().write(ThreadState::read()) };
+    // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot's resume point is this thread's to
+    // write until it says that it is parked.
+    let came_back = unsafe { arch::park(slot.resume.get(), wait_here, place.cast()) };
     if came_back == 1 {
-        // Another life: the slot is not there any more, the statics are.
         ARRIVED.fetch_add(1, SeqCst);
         let _ = futex::wake_all(&ARRIVED);
-        wait_for_release();
+        wait_for_release(freeze);
     }
 }
 
 /// Says that the thread is parked, and waits.
 unsafe extern "C" fn wait_here(slot: *mut u8) {
-    let slot = slot.cast::<Slot>();
     // SAFETY: `handle` passes its own slot.
-    unsafe { &(*slot).state }.store(IS_PARKED, Release);
+    let slot = unsafe { &*slot.cast::<Slot>() };
+    slot.state.store(IS_PARKED, Release);
     PARKED.fetch_add(1, SeqCst);
     let _ = futex::wake_all(&PARKED);
-    wait_for_release();
+    wait_for_release(slot.freeze);
 }
 
-fn wait_for_release() {
-    while RELEASE.load(SeqCst) == HELD {
-        futex::wait(&RELEASE, HELD, None);
+fn wait_for_release(freeze: u32) {
+    while RELEASE.load(SeqCst) == freeze {
+        futex::wait(&RELEASE, freeze, None);
     }
 }
 

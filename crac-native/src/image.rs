@@ -231,12 +231,12 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         .filter(|at| *at == header.handover_at)
         .and_then(|at| at.checked_add(HANDOVER_BYTES_MAX))
         .filter(|at| *at == header.zone_end && *at < ADDRESSES_END);
-    ensure(zone.is_some() && header.zone_start % PAGE == 0, "the restorer's address range")?;
+    ensure(zone.is_some() && header.zone_start.is_multiple_of(PAGE), "the restorer's address range")?;
     let vdso_bytes = header.vdso.bytes.iter().try_fold(0_u64, |sum, bytes| sum.checked_add(*bytes));
     ensure(
         vdso_bytes.is_some_and(|bytes| bytes > 0 && bytes <= STAGING_BYTES)
-            && header.vdso.bytes.iter().all(|bytes| bytes % PAGE == 0)
-            && header.vdso.start % PAGE == 0,
+            && header.vdso.bytes.iter().all(|bytes| bytes.is_multiple_of(PAGE))
+            && header.vdso.start.is_multiple_of(PAGE),
         "the vdso's place",
     )?;
 
@@ -249,7 +249,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     let descriptors: Vec<DescriptorRecord> = records(section(header.descriptors).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     section(header.descriptor_blob).ok_or(wrong(outside))?;
     let auxv = section(header.auxv).ok_or(wrong(outside))?;
-    ensure(auxv.len() % 16 == 0, "the auxiliary vector")?;
+    ensure(auxv.len().is_multiple_of(16), "the auxiliary vector")?;
     let text = section(header.text).ok_or(wrong(outside))?;
     let text_at = |at: Text| {
         let (start, len) = (at.offset as usize, at.len as usize);
@@ -262,7 +262,8 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         let mut behind = 0;
         let mut fit = true;
         for (start, end) in ranges {
-            fit &= start >= behind && start < end && end <= ADDRESSES_END && start % PAGE == 0 && end % PAGE == 0;
+            fit &=
+                start >= behind && start < end && end <= ADDRESSES_END && start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE);
             fit &= free(start, end);
             behind = end;
         }
@@ -279,7 +280,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     }
     let mut data_at = header.data_offset;
     for record in &runs {
-        ensure(record.data_offset == data_at && data_at % PAGE == 0, "a run's place in the file")?;
+        ensure(record.data_offset == data_at && data_at.is_multiple_of(PAGE), "a run's place in the file")?;
         ensure(record.protection <= 7 && record.flags & !(run::COPY | run::ANONYMOUS) == 0, "a run's flags")?;
         data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
     }
@@ -349,7 +350,7 @@ fn read_boot(bytes: &[u8]) -> Result<Boot, ImageError> {
 fn front_bytes(boot: &Boot) -> Result<usize, ImageError> {
     let damaged = || ImageError::Damaged { what: "the restorer".into() };
     let front = boot.metadata_offset.checked_add(boot.metadata_bytes).ok_or_else(damaged)?;
-    let whole = boot.metadata_offset % PAGE == 0 && boot.metadata_bytes % PAGE == 0;
+    let whole = boot.metadata_offset.is_multiple_of(PAGE) && boot.metadata_bytes.is_multiple_of(PAGE);
     let fits = whole
         && boot.metadata_offset >= 2 * PAGE
         && boot.metadata_bytes >= PAGE

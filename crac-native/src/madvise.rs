@@ -44,7 +44,7 @@ struct Range {
 ///
 /// As of the system call: the caller owns the range.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
+pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
     let start = address.addr();
     if COUNT.load(Ordering::Acquire) != 0 && matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) {
         let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);

@@ -23,8 +23,6 @@ pub(crate) struct BackingFile {
 pub(crate) enum Class {
     /// The kernel gives every process its own, or its place is noted apart.
     Kernel,
-    /// Not saved at all: scratch memory of the capture.
-    Scratch,
     /// Stands in the way.
     Refused(ObstacleKind),
     /// Anonymous memory: existing pages are saved.

@@ -93,7 +93,7 @@ impl<'a> Memory<'a> {
             let (start, end) = (mapping.start as usize, mapping.end as usize);
             let mut file = None;
             match class {
-                Class::Kernel | Class::Scratch => continue,
+                Class::Kernel => continue,
                 Class::Refused(kind) => {
                     refuse(kind, entry, obstacles);
                     continue;

@@ -1,6 +1,9 @@
 //! Whole round trips: a program captures itself, is gone, and its image runs.
 //!
-//! Without the harness, because the test program is this very file: started again with [`PROGRAM`] set it plays its part.
+//! Without the harness, because the test program is this very file: started again with `CRAC_TEST_PROGRAM` set it plays its part.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails is the failure of the test")]
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "the programs do what other people's code does")]
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod programs;

@@ -15,6 +15,12 @@ pub struct Xxh64 {
     total: u64,
 }
 
+impl Default for Xxh64 {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Xxh64 {
     pub const fn new() -> Self {
         Self { lanes: [P1.wrapping_add(P2), P2, 0, 0_u64.wrapping_sub(P1)], total: 0 }

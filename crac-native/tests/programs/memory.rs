@@ -27,7 +27,7 @@ unsafe extern "C" {
 }
 
 /// Memory given back with `MADV_DONTNEED` reads as zeros in every life, as anonymous memory does.
-pub fn discard() {
+pub(crate) fn discard() {
     let len = 64 * PAGE;
     let anonymous = map(len, RW, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
     bytes(anonymous, len).fill(0xaa);
@@ -58,7 +58,7 @@ pub fn discard() {
 }
 
 /// Kinds of mappings, each with something to recognise.
-pub fn memory() {
+pub(crate) fn memory() {
     let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let sparse_len = 256 << 20;
     let sparse = map(sparse_len, RW, anonymous | libc::MAP_NORESERVE, -1);

@@ -4,6 +4,7 @@
 mod memory;
 mod refused;
 mod signals;
+mod tokio_runtime;
 
 use std::{
     cell::Cell,
@@ -18,7 +19,7 @@ use std::{
 use crac_core::{CaptureRequest, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy, Restoration};
 use crac_native::NativeEngine;
 
-pub fn run(name: &str) {
+pub(crate) fn run(name: &str) {
     match name {
         "single" => single(),
         "threads" => threads(),
@@ -26,6 +27,7 @@ pub fn run(name: &str) {
         "memory" => memory::memory(),
         "signals" => signals::signals(),
         "environment" => environment(),
+        "tokio" => tokio_runtime::run(),
         _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),
         _ => panic!("no program is called {name}"),
     }
@@ -64,6 +66,10 @@ fn lives(mut check: impl FnMut(u64)) {
         }
         check(generation);
         println!("life {generation}");
+        if argument("--mode=", None).as_deref() == Some("become") && std::env::var("CRAC_TEST_PROGRAM").as_deref() == Ok("single")
+        {
+            println!("pid {}", std::process::id());
+        }
         let Some(image) = argument("--image=", life.as_ref()) else { break };
         let mode = match argument("--mode=", life.as_ref()).as_deref() {
             Some("become") => Mode::Become,

@@ -5,7 +5,7 @@ use std::{fs::File, mem, os::fd::AsRawFd, ptr};
 
 use super::lives;
 
-pub fn refused(what: &str) {
+pub(crate) fn refused(what: &str) {
     let _kept: Box<dyn std::any::Any> = match what {
         "shared-memory" => Box::new(map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE, -1)),
         "shared-file" | "deleted-file" => {
@@ -95,7 +95,7 @@ impl Drop for Killed {
 }
 
 /// Allows everything, but it is a filter.
-pub fn install_filter() {
+pub(crate) fn install_filter() {
     let allow = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
     let program = libc::sock_fprog { len: 1, filter: ptr::from_ref(&allow).cast_mut() };
     // SAFETY: integer arguments.

@@ -44,7 +44,7 @@ fn alternate_stack() -> (usize, usize) {
     (stack.ss_sp as usize, stack.ss_size)
 }
 
-pub fn signals() {
+pub(crate) fn signals() {
     // SAFETY: the handler only counts.
     unsafe { libc::signal(libc::SIGUSR1, on_usr1 as *const () as usize) };
     // SAFETY: ignoring is always valid.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "one system call without a wrapper")]
 
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -11,6 +12,7 @@ type Test = fn(&Path);
 const TESTS: &[(&str, Test)] = &[
     ("a_single_thread_comes_back", |dir| exit_rounds(dir, "single", 3)),
     ("many_threads_come_back", |dir| exit_rounds(dir, "threads", 5)),
+    ("a_tokio_runtime_comes_back", |dir| exit_rounds(dir, "tokio", 5)),
     ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
     ("page_maps_are_read_where_the_kernel_cannot_scan", without_pagemap_scan),
     ("nobody_without_privileges_can_do_it", as_nobody),
@@ -26,7 +28,7 @@ const TESTS: &[(&str, Test)] = &[
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
 ];
 
-pub fn main() {
+pub(crate) fn main() {
     keep_descriptors_to_ourselves();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let mut failed = 0;
@@ -91,6 +93,14 @@ fn exit_rounds(dir: &Path, name: &str, generations: usize) {
 }
 
 fn becomes_its_image(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    let mut child =
+        program("single").args([to, "--mode=become".into()]).stdout(Stdio::piped()).spawn().expect("the program starts");
+    let pid = child.id();
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map(|line| line.expect("text"));
+    assert_eq!(lines.by_ref().take(2).collect::<Vec<_>>(), ["life 0".to_owned(), format!("pid {pid}")]);
+    assert_eq!(lines.collect::<Vec<_>>(), ["life 1".to_owned(), format!("pid {pid}"), "done".to_owned()]);
+    assert!(child.wait().expect("own child").success());
     let mut command = program("threads");
     // The arguments of a life that became its image are none, so the second life ends in order.
     let lines = lines_of(&finish(command.args([format!("--image={}", image(dir, 0).display()), "--mode=become".into()])));
