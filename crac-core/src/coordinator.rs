@@ -258,7 +258,10 @@ impl Coordinator {
     fn engine_error(&self, error: EngineError, round: &mut RoundData) -> Event {
         match error {
             EngineError::Refused(obstacles) => {
-                round.obstacles.extend(obstacles.into_iter().filter(|new| !round.obstacles.contains(new)).collect::<Vec<_>>());
+                // The audit may have found the same, and knows the owner.
+                let is_new = |new: &crate::Obstacle| !round.obstacles.iter().any(|known| known.is_about_same_thing(new));
+                let new: Vec<_> = obstacles.into_iter().filter(is_new).collect();
+                round.obstacles.extend(new);
                 Event::CaptureFailed { reason: AbortReason::Obstacles }
             }
             other => {

@@ -27,6 +27,11 @@ impl Obstacle {
         Self { kind, subject: subject.into(), owner: None }
     }
 
+    /// Whether both are about the same thing, whoever is thought to own it.
+    pub fn is_about_same_thing(&self, other: &Self) -> bool {
+        (self.kind, &self.subject) == (other.kind, &other.subject)
+    }
+
     /// Adds the likely owner.
     #[must_use]
     pub fn owned_by(mut self, owner: impl Into<String>) -> Self {
@@ -224,6 +229,14 @@ mod tests {
         let obstacle = Obstacle::new(ObstacleKind::TcpEstablished, "fd 7, TCP 10.0.0.5:41234 -> 10.0.0.9:5432").owned_by("sqlx");
         let text = obstacle.to_string();
         assert!(text.contains("fd 7") && text.contains("likely owner: sqlx") && text.contains("hint: close it"));
+    }
+
+    #[test]
+    fn a_guess_about_the_owner_makes_no_second_thing() {
+        let obstacle = Obstacle::new(ObstacleKind::FileLock, "fd 7, /a");
+        assert!(obstacle.is_about_same_thing(&obstacle.clone().owned_by("SQLite")));
+        assert!(!obstacle.is_about_same_thing(&Obstacle::new(ObstacleKind::FileLock, "fd 8, /a")));
+        assert!(!obstacle.is_about_same_thing(&Obstacle::new(ObstacleKind::FileDeleted, "fd 7, /a")));
     }
 
     #[test]
