@@ -1,6 +1,8 @@
 //! Facts about this machine.
 
-use crac_core::{Host, HostFacts};
+use std::ffi::OsString;
+
+use crac_core::{BoxError, Host, HostFacts};
 
 use crate::cgroup;
 
@@ -33,11 +35,30 @@ impl Host for ThisHost {
         facts.kernel = read("/proc/sys/kernel/osrelease");
         facts
     }
+
+    /// Sets what differs and removes what is gone.
+    ///
+    /// Attached runtimes are held meanwhile. Threads that are not attached and run C code that reads the environment would race
+    /// with it, which is why it happens only where it was asked for.
+    fn apply_env(&self, env: &[(OsString, OsString)]) -> Result<(), BoxError> {
+        apply(env)
+    }
 }
 
 fn read(path: &str) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     Some(text.trim_end().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn apply(env: &[(OsString, OsString)]) -> Result<(), BoxError> {
+    crac_sys::environment::replace(env);
+    Ok(())
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn apply(_env: &[(OsString, OsString)]) -> Result<(), BoxError> {
+    Err("the environment can be changed on Linux on x86_64 only; read RestoreContext::env instead".into())
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -7,6 +7,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 pub mod descriptor;
+pub mod environment;
 mod errno;
 pub mod fs;
 pub mod futex;
