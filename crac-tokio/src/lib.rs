@@ -1,1 +1,39 @@
-//! Holds tokio runtimes for crac: workers, root futures, listeners, sockets, triggers.
+//! Holds tokio runtimes for crac: workers, root futures, listeners, sockets, tasks, triggers.
+//!
+//! ```text
+//!   crac-coord                     runtime                               /proc/self/task
+//!   hold ── push hold tasks ─────► worker 0..N stand in `poll`
+//!        ── wake the roots ──────► block_on threads stand in `poll`
+//!        ── push blocking holds ─► idle blocking threads stand            the rest is named: running blocking tasks, others
+//!   sweep ── closure ────────────► each standing thread runs it
+//!   release ─────────────────────► all go on; one 1 ms sleep makes the time driver look at the clock
+//! ```
+//!
+//! * [`TokioHold`] stops a runtime, whichever flavor, through nothing but its `Handle`; [`attach`] hands one to a context.
+//! * [`TokioSpawner`] runs the hooks of resources.
+//! * [`net`] has the listener and sockets that come back at another address; [`spawn`] and [`in_flight`] count work in.
+//! * [`control`], [`signal`] and [`checkpoint_when_ready`] ask for checkpoints.
+//!
+//! Lock order: the board (`board.rs`) is locked last and alone; a station's lock is never held while a closure runs.
+
+mod attach;
+mod board;
+mod hold;
+mod root;
+mod spawner;
+mod station;
+mod stuck;
+mod threads;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use attach::{Attached, attach, attach_hold, attach_in};
+pub use hold::TokioHold;
+pub use root::Root;
+pub use spawner::TokioSpawner;
+pub use threads::Threads;
+
+/// Locks `mutex`. Nothing in this crate leaves data half changed when it panics, so a poisoned lock is as good as any.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
