@@ -35,13 +35,14 @@
 
 mod cgroup;
 mod host;
-mod owner;
 mod threads;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod descriptors;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod linux;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod owner;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod processes;
 

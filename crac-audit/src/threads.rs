@@ -14,6 +14,7 @@ pub struct Thread {
     pub family: ThreadFamily,
 }
 
+#[cfg(any(test, all(target_os = "linux", target_arch = "x86_64")))]
 impl Thread {
     pub(crate) fn new(id: i32, name: String) -> Self {
         Self { id, family: ThreadFamily::of(&name), name }
