@@ -18,9 +18,9 @@ use crate::{
     lineage::ImageId,
     lock,
     report::{FailureKind, Report, RoundEnding},
-    request::{Admission, CheckpointError, CheckpointRequest, Completed, Standing, admit},
+    request::{Admission, CheckpointError, CheckpointRequest, Completed, Denial, Standing, admit},
     restore::{AbortReason, Inner, Outcome, RestoreContext},
-    round::{Answer, RoundData},
+    round::{Answer, RoundData, Watches},
     seams::RoundProgress,
     state::{Effect, Ending, Event, RestoreFailure, Round, State, step},
 };
@@ -61,7 +61,7 @@ impl Coordinator {
                 Message::Request { request, recursive, answer, inbox } => match self.admit(&request, recursive, None) {
                     Admission::Accept => self.round(request, answer, &inbox),
                     Admission::Join => unreachable!("there is no round to join between rounds"),
-                    Admission::Deny(denial) => deny(answer, denial.into()),
+                    Admission::Deny(denial) => deny(&request, answer, denial),
                 },
                 Message::HookEnded { token, .. } => self.lingering.retain(|_, lingering| *lingering != token),
             }
@@ -78,10 +78,10 @@ impl Coordinator {
     }
 
     /// Takes what is in the inbox while a round runs.
-    fn answer_late_comer(&self, round: &mut RoundData, request: &CheckpointRequest, recursive: bool, answer: Answer) {
-        match self.admit(request, recursive, Some(round)) {
-            Admission::Join => round.answers.push(answer),
-            Admission::Deny(denial) => deny(answer, denial.into()),
+    fn answer_late_comer(&self, round: &mut RoundData, request: CheckpointRequest, recursive: bool, answer: Answer) {
+        match self.admit(&request, recursive, Some(round)) {
+            Admission::Join => round.join(request, answer),
+            Admission::Deny(denial) => deny(&request, answer, denial),
             Admission::Accept => unreachable!("a round is under way"),
         }
     }
@@ -125,6 +125,8 @@ impl Coordinator {
             batches: self.shared.registry.batches(),
             host_before: self.shared.host.facts(),
             answers: vec![answer],
+            watches: Watches(request.watch.iter().cloned().collect()),
+            own_descriptors: request.own_descriptors.clone(),
             request,
             held: Vec::new(),
             held_threads: 0,
@@ -205,7 +207,7 @@ impl Coordinator {
         round.advanced(RoundProgress::Audit);
         let mut clear = true;
         if let Some(audit) = &self.shared.audit {
-            match audit.audit(&self.shared.engine.needs(), &self.shared.policy, &round.request.own_descriptors) {
+            match audit.audit(&self.shared.engine.needs(), &self.shared.policy, &round.own_descriptors) {
                 Ok(obstacles) => {
                     clear = obstacles.is_empty();
                     round.obstacles.extend(obstacles);
@@ -225,8 +227,8 @@ impl Coordinator {
         round.advanced(RoundProgress::Capture);
         let mode = if rehearse { Mode::Rehearse } else { round.request.mode };
         let request = CaptureRequest::new(round.image.clone(), mode, round.metadata.clone(), &self.shared.policy)
-            .own_descriptors(round.request.own_descriptors.clone())
-            .watch(round.watch());
+            .own_descriptors(round.own_descriptors.clone())
+            .watch(Arc::new(round.watches.clone()));
         round.took_before = round.begun.elapsed();
         let captured = catch_unwind(AssertUnwindSafe(|| self.shared.engine.capture(request)));
         match captured {
@@ -347,6 +349,7 @@ impl Coordinator {
             Ending::Aborted(AbortReason::Rehearsed) => Ok(Completed::Rehearsed(report)),
             Ending::Aborted(_) => Err(CheckpointError::Aborted(report)),
         };
+        round.watches.0.iter().for_each(|watch| watch.ended(&completed));
         for answer in round.answers.drain(..) {
             // Whoever dropped the ticket does not want to know.
             let _ = answer.send(completed.clone());
@@ -397,7 +400,11 @@ impl Coordinator {
     }
 }
 
-fn deny(answer: Answer, error: CheckpointError) {
+fn deny(request: &CheckpointRequest, answer: Answer, denial: Denial) {
+    let error = CheckpointError::Denied(denial);
+    if let Some(watch) = &request.watch {
+        watch.ended(&Err(error.clone()));
+    }
     // Whoever dropped the ticket does not want to know.
     let _ = answer.send(Err(error));
 }

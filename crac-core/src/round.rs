@@ -9,21 +9,35 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    engine::{CaptureReport, CaptureWatch, ImageMetadata, Stage, Unwatched},
+    engine::{CaptureProgress, CaptureReport, CaptureWatch, ImageMetadata, Stage},
     obstacle::Obstacle,
     registry::Entry,
     report::{Failure, FailureKind, ResourceReport},
     request::{CheckpointError, CheckpointRequest, Completed},
-    seams::{Held, HostFacts, RoundProgress},
+    seams::{Held, HostFacts, RoundProgress, RoundWatch},
 };
 
 /// Where an answer goes.
 pub(crate) type Answer = oneshot::Sender<Result<Completed, CheckpointError>>;
 
+/// All who watch a round, as one.
+#[derive(Clone, Default)]
+pub(crate) struct Watches(pub(crate) Vec<Arc<dyn RoundWatch>>);
+
+impl CaptureWatch for Watches {
+    fn reached(&self, progress: CaptureProgress) {
+        self.0.iter().for_each(|watch| watch.reached(progress));
+    }
+}
+
 /// One round, from the admitted request to the answer.
 pub(crate) struct RoundData {
     pub(crate) request: CheckpointRequest,
     pub(crate) answers: Vec<Answer>,
+    /// Who watches: of the request itself and of those that joined it.
+    pub(crate) watches: Watches,
+    /// Descriptors of all these requests.
+    pub(crate) own_descriptors: Vec<i32>,
     pub(crate) image: PathBuf,
     pub(crate) metadata: ImageMetadata,
     pub(crate) batches: Vec<Vec<Arc<Entry>>>,
@@ -46,17 +60,15 @@ pub(crate) struct RoundData {
 }
 
 impl RoundData {
-    pub(crate) fn watch(&self) -> Arc<dyn CaptureWatch> {
-        match &self.request.watch {
-            Some(watch) => watch.clone(),
-            None => Arc::new(Unwatched),
-        }
+    /// Takes a request for the same in.
+    pub(crate) fn join(&mut self, request: CheckpointRequest, answer: Answer) {
+        self.answers.push(answer);
+        self.own_descriptors.extend(request.own_descriptors);
+        self.watches.0.extend(request.watch);
     }
 
     pub(crate) fn advanced(&self, progress: RoundProgress) {
-        if let Some(watch) = &self.request.watch {
-            watch.advanced(&progress);
-        }
+        self.watches.0.iter().for_each(|watch| watch.advanced(&progress));
     }
 
     /// Records that the stretch called `name` took until now, and begins the next.

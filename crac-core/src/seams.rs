@@ -16,6 +16,7 @@ use crate::{
     lineage::InstanceId,
     obstacle::Obstacle,
     policy::Policy,
+    request::{CheckpointError, Completed},
     resource::{BoxError, Phase},
 };
 
@@ -134,6 +135,10 @@ pub trait Trigger: Send + Sync + 'static {
 pub trait RoundWatch: CaptureWatch {
     /// The round has come this far. Called on the coordinator's thread; must not block.
     fn advanced(&self, progress: &RoundProgress);
+
+    /// The request has its answer, in whichever life: it was denied, or its round has ended. The last call. On the
+    /// coordinator's thread; must not block for long.
+    fn ended(&self, _answer: &Result<Completed, CheckpointError>) {}
 }
 
 /// How far a round is.

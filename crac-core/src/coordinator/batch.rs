@@ -154,7 +154,7 @@ impl Coordinator {
             match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Message::HookEnded { token, .. }) => self.lingering.retain(|_, lingering| *lingering != token),
                 Ok(Message::Request { request, recursive, answer, .. }) => {
-                    self.answer_late_comer(round, &request, recursive, answer)
+                    self.answer_late_comer(round, request, recursive, answer)
                 }
                 Err(_) => return false,
             }
@@ -171,7 +171,7 @@ impl Coordinator {
                     None => self.lingering.retain(|_, lingering| *lingering != token),
                 },
                 Ok(Message::Request { request, recursive, answer, .. }) => {
-                    self.answer_late_comer(round, &request, recursive, answer)
+                    self.answer_late_comer(round, request, recursive, answer)
                 }
                 Err(_) => self.give_up_late(way, round, running),
             }

@@ -274,6 +274,53 @@ fn concurrent_requests_join_or_are_denied_and_a_hook_cannot_ask() {
     assert!(matches!(same.wait(LONG), Ok(Ok(Completed::Restored(..)))));
 }
 
+/// Writes the answers down.
+struct Watching(Log);
+
+impl crate::CaptureWatch for Watching {
+    fn reached(&self, progress: crate::CaptureProgress) {
+        self.0.say(format!("{progress:?}"));
+    }
+}
+
+impl crate::RoundWatch for Watching {
+    fn advanced(&self, progress: &RoundProgress) {
+        self.0.say(format!("{progress:?}"));
+    }
+
+    fn ended(&self, answer: &Result<Completed, CheckpointError>) {
+        self.0.say(match answer {
+            Ok(_) => "ended well".to_owned(),
+            Err(error) => error.to_string(),
+        });
+    }
+}
+
+#[test]
+fn whoever_watches_hears_the_end_also_who_joined_or_was_denied() {
+    let mut setup = setup();
+    let opener = crate::Gate::new("opener");
+    opener.shut();
+    setup.add("waits", Phase::Ingress, Act::Until(opener.clone()), Act::Well);
+    let logs = [Log::default(), Log::default(), Log::default()];
+    let ask = |mode, log: &Log| setup.context.request(CheckpointRequest::new(mode).watch(Arc::new(Watching(log.clone()))));
+    let first = ask(Mode::Exit, &logs[0]);
+    setup.log.wait_for("before waits");
+    let joined = ask(Mode::Exit, &logs[1]);
+    let denied = ask(Mode::Continue, &logs[2]);
+    assert!(denied.wait(LONG).unwrap().is_err());
+    assert!(logs[2].lines()[0].contains("another checkpoint is under way"));
+    opener.open();
+    for ticket in [first, joined] {
+        assert!(ticket.wait(LONG).unwrap().is_ok());
+    }
+    assert_eq!(logs[0].lines()[0], "Shut");
+    for log in &logs[..2] {
+        assert!(log.lines().contains(&"Planned { bytes: 0 }".to_owned()), "{:?}", log.lines());
+        assert_eq!(log.lines().last().unwrap(), "ended well");
+    }
+}
+
 #[test]
 fn a_registration_inside_a_round_counts_from_the_next() {
     struct Registers(Context, Log, Arc<Mutex<Vec<Registration>>>);
