@@ -60,7 +60,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         what: "the restorer stub built into this program is not of the expected form".into(),
         hint: "hint: this is a bug in crac-native's build script".into(),
     })?;
-    let manifest = manifest::prepare(request)?;
+    let (manifest, program) = manifest::prepare(request)?;
     let image = match request.mode {
         Mode::Rehearse => None,
         _ => Some(ImageFile::create(&request.image, options.fault)?),
@@ -80,6 +80,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         arena: &arena,
         stub: &mut stub,
         manifest: &manifest,
+        program,
         image,
         image_path: &image_path,
         own: &own,
@@ -120,6 +121,8 @@ struct Work<'a, 'r> {
     arena: &'a Arena,
     stub: &'a mut Stub,
     manifest: &'a [u8],
+    /// Path of the program of the first life.
+    program: &'a [u8],
     image: Option<ImageFile>,
     image_path: &'a CString,
     own: &'a [RawFd],
@@ -234,9 +237,10 @@ impl<'a> Work<'a, '_> {
         if !madvise::is_interposed() {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
+        let kernel = kernel_version();
         let entries = facts::mappings(arena)?;
         let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
-        let sources = Sources { arena, entries, image: madvise::backing_file() };
+        let sources = Sources { arena, entries, image: madvise::backing_file(), stack_flag: kernel >= 6 << 16 | 7 };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
         if memory.vdso.start == 0 {
             obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
@@ -267,7 +271,6 @@ impl<'a> Work<'a, '_> {
             auxv: facts::read_all(arena, c"/proc/self/auxv").map_err(|errno| ("reading /proc/self/auxv", errno))?,
             descriptors,
         };
-        let kernel = kernel_version();
         let mut header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -362,7 +365,7 @@ impl<'a> Work<'a, '_> {
             file_bytes: header.file_bytes,
         };
         self.stub.relocate(header.zone_start, &boot);
-        let elf_header = self.stub.elf_header(header.zone_start, &boot);
+        let elf_header = self.stub.elf_header(header.zone_start, &boot, self.program);
         let mut front = Xxh64::new();
         let rest = front.blocks(&elf_header);
         debug_assert!(rest.is_empty(), "pages are whole blocks");

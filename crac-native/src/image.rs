@@ -13,10 +13,11 @@ use std::{
 use crac_core::ImageId;
 
 use crate::{
+    descriptors,
     layout::{
         ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, PAGE, RangeRecord, RunRecord,
         STAGING_BYTES, Section, Text, ThreadRecord, VERSION,
-        descriptors::DescriptorRecord,
+        descriptors::{DescriptorRecord, sound},
         run,
         xxh64::{Xxh64, xxh64},
     },
@@ -40,7 +41,8 @@ pub struct Image {
     guards: Vec<RangeRecord>,
     files: Vec<(String, FileRecord)>,
     threads: Vec<ThreadRecord>,
-    descriptors: usize,
+    descriptors: Vec<DescriptorRecord>,
+    descriptor_blob: Vec<u8>,
 }
 
 impl Image {
@@ -108,7 +110,17 @@ impl Image {
 
     /// How many descriptors are restored.
     pub fn descriptor_count(&self) -> usize {
-        self.descriptors
+        self.descriptors.len()
+    }
+
+    /// The descriptors that are restored: number and what it is.
+    pub fn descriptors(&self) -> impl Iterator<Item = (i32, String)> + '_ {
+        self.descriptors.iter().map(|record| (record.number, descriptors::describe(record, &self.descriptor_blob)))
+    }
+
+    /// What is wrong with the files that were open; nothing if all are what they were.
+    pub(crate) fn changed_files(&self) -> Vec<String> {
+        descriptors::changed_files(&self.descriptors, &self.descriptor_blob)
     }
 
     /// The threads: id in the captured life and name, the main thread first.
@@ -247,7 +259,10 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     let threads: Vec<ThreadRecord> = records(section(header.threads).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let actions: Vec<ActionRecord> = records(section(header.actions).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let descriptors: Vec<DescriptorRecord> = records(section(header.descriptors).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
-    section(header.descriptor_blob).ok_or(wrong(outside))?;
+    let descriptor_blob = section(header.descriptor_blob).ok_or(wrong(outside))?;
+    ensure(sound(&descriptors, descriptor_blob), "the descriptors")?;
+    let greatest = descriptors.last().map_or(-1, |record| record.number);
+    ensure(header.process.descriptor_max >= greatest, "the greatest descriptor")?;
     let auxv = section(header.auxv).ok_or(wrong(outside))?;
     ensure(auxv.len().is_multiple_of(16), "the auxiliary vector")?;
     let text = section(header.text).ok_or(wrong(outside))?;
@@ -309,7 +324,8 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         guards,
         files: files.ok_or(wrong("a file's path"))?,
         threads,
-        descriptors: descriptors.len(),
+        descriptors,
+        descriptor_blob: descriptor_blob.to_vec(),
         header,
     })
 }

@@ -72,15 +72,18 @@ fn answer(result: Result<(), Errno>) -> i32 {
 }
 
 /// Whether calls of `madvise` by name reach this crate in this program.
+#[cfg(not(target_feature = "crt-static"))]
 pub(crate) fn is_interposed() -> bool {
     let ours = madvise as unsafe extern "C" fn(*mut libc::c_void, usize, i32) -> i32 as usize;
-    if cfg!(target_feature = "crt-static") {
-        // The linker takes every reference from the one definition; that of the C library is weak.
-        return true;
-    }
     // SAFETY: the name is NUL-terminated; looking it up has no other effect.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"madvise".as_ptr()) };
     found.addr() == ours
+}
+
+/// In a static program the linker resolves every reference to the one definition it met first; the C library's is weak.
+#[cfg(target_feature = "crt-static")]
+pub(crate) fn is_interposed() -> bool {
+    std::hint::black_box(madvise as unsafe extern "C" fn(*mut libc::c_void, usize, i32) -> i32 as usize) != 0
 }
 
 /// The image this life came from, as `maps` shows it.

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::Read,
-    os::unix::ffi::OsStringExt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::{SystemTime, UNIX_EPOCH},
@@ -90,8 +90,8 @@ impl Executable {
     }
 }
 
-/// The manifest's bytes, made before anything is stopped.
-pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<Vec<u8>, EngineError> {
+/// The manifest's bytes and the program's path, made before anything is stopped.
+pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<(Vec<u8>, &'static [u8]), EngineError> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| EngineError::Failed {
             what: format!("cannot capture: {what}: {error}"),
@@ -100,9 +100,10 @@ pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<Vec<u8>, EngineErr
     };
     let line = |path: &str| std::fs::read_to_string(path).map(|text| text.trim_end().to_owned());
     let arguments = std::fs::read("/proc/self/cmdline").map_err(failed("reading /proc/self/cmdline"))?;
+    let executable = Executable::own().map_err(failed("reading the program file"))?;
     let manifest = Manifest {
         service: request.metadata.clone(),
-        executable: Executable::own().map_err(failed("reading the program file"))?.clone(),
+        executable: executable.clone(),
         captured_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         host: line("/proc/sys/kernel/hostname").map_err(failed("reading the host name"))?,
         kernel: line("/proc/version").map_err(failed("reading the kernel version"))?,
@@ -114,8 +115,9 @@ pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<Vec<u8>, EngineErr
             .collect(),
         crac: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    serde_json::to_vec(&manifest).map_err(|error| EngineError::Failed {
+    let manifest = serde_json::to_vec(&manifest).map_err(|error| EngineError::Failed {
         what: format!("cannot describe the image: {error}"),
         hint: "hint: this is a bug in crac-native".into(),
-    })
+    })?;
+    Ok((manifest, executable.path.as_os_str().as_bytes()))
 }

@@ -102,8 +102,9 @@ pub(crate) fn protection(entry: &SmapsEntry<'_>) -> u32 {
     bit(mapping.read, libc::PROT_READ) | bit(mapping.write, libc::PROT_WRITE) | bit(mapping.execute, libc::PROT_EXEC)
 }
 
-/// The record that recreates a mapping without its content. `file` is the index of the file it refers to.
-pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>) -> MappingRecord {
+/// The record that recreates a mapping without its content. `file` is the index of the file it refers to. `stack_flag` tells
+/// that `MAP_STACK` means "no huge pages" on this kernel, which saves a call per thread stack.
+pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>, stack_flag: bool) -> MappingRecord {
     const MAP_DROPPABLE: i32 = 0x08;
     let (mapping, vm_flags) = (&entry.mapping, &entry.flags);
     let has = |flag: &[u8; 2], bit: i32| if vm_flags.contains(flag) { bit } else { 0 };
@@ -123,13 +124,16 @@ pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>) ->
         (b"nh", advice::NO_HUGE_PAGES),
         (b"mg", advice::MERGEABLE),
     ];
+    let as_stack = stack_flag && file.is_none() && vm_flags.contains(b"nh");
     // The kernel sets DONTDUMP itself with droppable memory, and lets nobody change it there.
     let advised = advised.iter().filter(|(flag, _)| vm_flags.contains(flag) && !vm_flags.contains(b"dp"));
+    let advised = advised.filter(|(_, bit)| !(as_stack && *bit == advice::NO_HUGE_PAGES));
+    let stack = if as_stack { libc::MAP_STACK } else { 0 };
     MappingRecord {
         start: mapping.start,
         end: mapping.end,
         protection: protection(entry),
-        flags: (shape | anonymous | has(b"nr", libc::MAP_NORESERVE)) as u32,
+        flags: (shape | anonymous | stack | has(b"nr", libc::MAP_NORESERVE)) as u32,
         file: file.unwrap_or(0),
         advice: advised.fold(0, |all, (_, bit)| all | bit),
         file_offset: if file.is_some() { mapping.offset } else { 0 },

@@ -100,6 +100,8 @@ impl Restore {
         mismatches.extend(host(&image));
         mismatches.extend(privileges(&image));
         mismatches.extend(files(&image));
+        let changed = image.changed_files().into_iter();
+        mismatches.extend(changed.map(|what| Mismatch { verdict: Verdict::StartCold, what }));
         mismatches.extend(program.and_then(|program| build(&image, program)));
         mismatches.sort_by_key(|mismatch| std::cmp::Reverse(mismatch.verdict));
         if mismatches.is_empty() { Ok(Self { path: path.to_owned(), file, image }) } else { Err(mismatches) }

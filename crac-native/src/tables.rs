@@ -43,6 +43,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) entries: &'a [SmapsEntry<'a>],
     /// The file of the image this life came from.
     pub(crate) image: Option<BackingFile>,
+    /// `MAP_STACK` keeps huge pages away (Linux 6.7).
+    pub(crate) stack_flag: bool,
 }
 
 impl<'a> Memory<'a> {
@@ -121,7 +123,7 @@ impl<'a> Memory<'a> {
                     }
                 },
             }
-            let record = plan::record(entry, class, file);
+            let record = plan::record(entry, class, file, sources.stack_flag);
             let grows = entry.flags.contains(b"gd") && file.is_none();
             let anonymous = match class {
                 Class::Anonymous => true,

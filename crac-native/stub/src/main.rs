@@ -86,6 +86,8 @@ extern "C" fn main(start: *const usize) -> ! {
     let mut restore = check::open(boot, start);
     check::host(&restore);
     let files = check::files(&restore);
+    let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
+    descriptors::check(records, blob, restore.start.environment);
     let checked_ns = sys::clock_ns(sys::CLOCK_MONOTONIC);
 
     clear::hand_over(&mut restore, Handover { realtime_ns, monotonic_ns, ..Handover::default() }, checked_ns);

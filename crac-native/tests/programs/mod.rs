@@ -1,5 +1,6 @@
 //! The programs that are captured. Each checks itself after every restore and says on standard output how far it is:
 //! `life N` when a life begins, `done` when it was told to stop. A wrong state is a panic.
+#![allow(unsafe_code, reason = "some programs use the C library directly")]
 
 mod memory;
 mod refused;
@@ -16,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use crac_core::{CaptureRequest, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy, Restoration};
+use crac_core::{
+    CaptureProgress, CaptureRequest, CaptureWatch, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy,
+    Restoration,
+};
 use crac_native::NativeEngine;
 
 pub(crate) fn run(name: &str) {
@@ -27,6 +31,10 @@ pub(crate) fn run(name: &str) {
         "memory" => memory::memory(),
         "signals" => signals::signals(),
         "environment" => environment(),
+        // The engine is called on a thread of its own in a service; the main thread is one of many.
+        "other-thread" => std::thread::spawn(threads).join().unwrap(),
+        "many" => many(),
+        "stops-while-writing" => stops_while_writing(),
         "tokio" => tokio_runtime::run(),
         _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),
         _ => panic!("no program is called {name}"),
@@ -171,6 +179,30 @@ fn threads() {
     println!("joined");
 }
 
+/// More threads than fit into one buffer of anything.
+fn many() {
+    const THREADS: usize = 700;
+    let gate = Arc::new((Barrier::new(THREADS + 1), Barrier::new(THREADS + 1)));
+    for number in 0..THREADS {
+        let gate = gate.clone();
+        let builder = std::thread::Builder::new().stack_size(64 * 1024);
+        builder
+            .spawn(move || {
+                OWN.set(number as u64);
+                loop {
+                    gate.0.wait();
+                    assert_eq!(OWN.get(), number as u64);
+                    gate.1.wait();
+                }
+            })
+            .unwrap();
+    }
+    lives(|_| {
+        gate.0.wait();
+        gate.1.wait();
+    });
+}
+
 /// Tells what the second life was started with.
 fn environment() {
     let policy = Policy::new();
@@ -179,13 +211,40 @@ fn environment() {
     let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
     match engine().capture(CaptureRequest::new(PathBuf::from(image), Mode::Exit, metadata, &policy)) {
         Ok(Captured::Restored(life)) => {
-            println!("args {:?}", &life.args[1..]);
+            println!("args {:?}", life.args.get(1..).unwrap_or_default());
             println!("env {:?}", life.env);
             assert!(life.stages.len() >= 7, "{:?}", life.stages);
+            if std::env::var_os("CRAC_TEST_STAGES").is_some() || life.env.iter().any(|(name, _)| name == "CRAC_TEST_STAGES") {
+                eprintln!("{:?}", life.stages);
+            }
+            let trace = std::backtrace::Backtrace::force_capture().to_string();
+            assert!(trace.contains("environment\n") && trace.contains("programs/mod.rs"), "a backtrace names functions: {trace}");
             // The old values stay for everybody who does not ask.
             assert!(std::env::args().any(|argument| argument.starts_with("--image=")));
             assert_eq!(std::env::var("CRAC_TEST_PROGRAM").as_deref(), Ok("environment"));
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Says so when the first bytes of the image are written, and waits for its end.
+fn stops_while_writing() {
+    struct Stop;
+    impl CaptureWatch for Stop {
+        fn reached(&self, progress: CaptureProgress) {
+            if let CaptureProgress::Written { bytes: 1.. } = progress {
+                // SAFETY: a constant text; every other thread is stopped, so nothing of the standard library is used.
+                unsafe { libc::write(1, c"writing\n".as_ptr().cast(), 8) };
+                loop {
+                    // SAFETY: waits for a signal.
+                    unsafe { libc::pause() };
+                }
+            }
+        }
+    }
+    let policy = Policy::new();
+    let image = argument("--image=", None).unwrap();
+    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+    let request = CaptureRequest::new(PathBuf::from(image), Mode::Exit, metadata, &policy).watch(Arc::new(Stop));
+    panic!("{:?}", engine().capture(request));
 }

@@ -12,6 +12,8 @@ type Test = fn(&Path);
 const TESTS: &[(&str, Test)] = &[
     ("a_single_thread_comes_back", |dir| exit_rounds(dir, "single", 3)),
     ("many_threads_come_back", |dir| exit_rounds(dir, "threads", 5)),
+    ("any_thread_may_capture", |dir| exit_rounds(dir, "other-thread", 3)),
+    ("hundreds_of_threads_come_back", |dir| exit_rounds(dir, "many", 3)),
     ("a_tokio_runtime_comes_back", |dir| exit_rounds(dir, "tokio", 5)),
     ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
     ("page_maps_are_read_where_the_kernel_cannot_scan", without_pagemap_scan),
@@ -23,6 +25,11 @@ const TESTS: &[(&str, Test)] = &[
     ("what_cannot_be_saved_is_refused_by_name", refusals),
     ("a_rehearsal_writes_nothing", rehearsal),
     ("a_failure_leaves_no_file_and_a_running_process", faults),
+    ("a_directory_that_cannot_take_the_image_is_named", wrong_places),
+    ("a_full_disk_leaves_a_running_process", full_disk),
+    ("a_kill_in_the_middle_leaves_no_image", killed_while_writing),
+    ("an_image_does_not_grow_on_tmpfs", does_not_grow_on_tmpfs),
+    ("clones_run_side_by_side", clones),
     ("a_damaged_image_is_refused", damaged_images),
     ("an_image_that_others_may_write_is_refused", untrusted_images),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
@@ -284,4 +291,79 @@ fn arguments_and_environment(dir: &Path) {
     let lines = lines_of(&finish(&mut command));
     assert_eq!(lines[0], r#"args ["one", "two words", ""]"#);
     assert_eq!(lines[1], r#"env [("CRAC_TEST_VALUE", "a=b"), ("EMPTY", "")]"#);
+}
+
+fn wrong_places(dir: &Path) {
+    for (place, part) in [("missing/0.crac", "create the directory first"), ("file/0.crac", "create the directory first")] {
+        std::fs::write(dir.join("file"), "").expect("room");
+        let to = format!("--image={}", dir.join(place).display());
+        let lines = lines_of(&finish(program("threads").arg(to)));
+        assert!(lines[1].starts_with("error cannot write the image") && lines[1].contains(part), "{lines:?}");
+        assert_eq!(lines[2..], ["done", "joined"]);
+    }
+    // procfs takes no files, whoever asks.
+    let lines = lines_of(&finish(program("threads").arg("--image=/proc/0.crac")));
+    assert!(lines[1].starts_with("error cannot write the image /proc/0.crac"), "{lines:?}");
+    let Some(noexec) = tmpfs(dir, "noexec,size=64m") else { return };
+    let lines = lines_of(&finish(program("threads").arg(format!("--image={}", noexec.0.join("0.crac").display()))));
+    assert!(lines[1].contains("mounted noexec"), "{lines:?}");
+}
+
+fn full_disk(dir: &Path) {
+    let Some(small) = tmpfs(dir, "size=3m") else { return };
+    let lines = lines_of(&finish(program("threads").arg(format!("--image={}", small.0.join("0.crac").display()))));
+    assert!(lines[1].contains("no space") || lines[1].contains("No space"), "{lines:?}");
+    assert_eq!(lines[2..], ["done", "joined"]);
+    assert_eq!(std::fs::read_dir(&small.0).expect("own directory").count(), 0);
+}
+
+fn does_not_grow_on_tmpfs(dir: &Path) {
+    let Some(place) = tmpfs(dir, "size=1g") else { return };
+    does_not_grow(&place.0);
+}
+
+fn killed_while_writing(dir: &Path) {
+    // The watcher of the program stops it at its first written bytes.
+    let path = image(dir, 0);
+    let mut child = program("stops-while-writing")
+        .arg(format!("--image={}", path.display()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    assert_eq!(lines.next().expect("a line").expect("text"), "writing");
+    child.kill().expect("own child");
+    child.wait().expect("own child");
+    assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0);
+}
+
+fn clones(dir: &Path) {
+    lines_of(&finish(program("threads").arg(format!("--image={}", image(dir, 0).display()))));
+    let start = || Command::new(image(dir, 0)).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the image runs");
+    let clones: Vec<_> = (0..10).map(|_| start()).collect();
+    for clone in clones {
+        assert_eq!(lines_of(&clone.wait_with_output().expect("own child")), ["life 1", "done", "joined"]);
+    }
+}
+
+/// A filesystem of one's own, unmounted at the end.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()), "cannot unmount {}", self.0.display());
+    }
+}
+
+/// Mounts a tmpfs, where one may.
+fn tmpfs(dir: &Path, options: &str) -> Option<Mounted> {
+    let place = dir.join("tmpfs");
+    std::fs::create_dir(&place).expect("room");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&place).stderr(Stdio::null()).status();
+    if mounted.is_ok_and(|status| status.success()) {
+        return Some(Mounted(place));
+    }
+    println!("skipped: a tmpfs ({options}) cannot be mounted by this user");
+    None
 }
