@@ -13,7 +13,7 @@ use crate::{hold::TokioHold, root::Root};
 pub fn attach(handle: &Handle) -> Attached {
     let hold = TokioHold::new(handle.clone());
     let attachment = Context::current().map(|context| context.attach(Arc::new(hold.clone())));
-    Attached { hold, attachment: attachment }
+    Attached { hold, attachment }
 }
 
 /// Like [`attach`], for a context of one's own.

@@ -246,7 +246,8 @@ impl Held for TokioHeld {
     fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>, limit: Duration) -> Vec<String> {
         let mut unswept = self.station.sweep(work, limit);
         // crac's own threads draw nothing that has to be unique; the coordinator sweeps itself.
-        let others = self.others.iter().filter(|other| !other.name.starts_with("crac-coord") && !other.name.starts_with("crac-hook"));
+        let others =
+            self.others.iter().filter(|other| !other.name.starts_with("crac-coord") && !other.name.starts_with("crac-hook"));
         let others = others.filter(|other| !board::is_standing(other.tid) && board::claim(other.tid));
         unswept.extend(others.map(Listed::to_string));
         unswept

@@ -18,7 +18,9 @@
 
 mod attach;
 mod board;
+pub mod control;
 mod hold;
+pub mod net;
 mod root;
 mod spawner;
 mod station;

@@ -198,8 +198,7 @@ mod tests {
     fn a_late_sweep_is_named() {
         let station = Station::new(1);
         let there = station.clone();
-        let thread =
-            std::thread::Builder::new().name("slow".into()).spawn(move || there.stand(Place::Worker(None))).unwrap();
+        let thread = std::thread::Builder::new().name("slow".into()).spawn(move || there.stand(Place::Worker(None))).unwrap();
         assert!(station.wait_until(Instant::now() + LONG, |standing| standing.len() == 1));
         let (let_go, stuck) = std::sync::mpsc::channel::<()>();
         let stuck = Mutex::new(stuck);

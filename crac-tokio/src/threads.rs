@@ -108,12 +108,8 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_thread_finds_itself_in_the_list() {
-        let (tid, listed) = std::thread::Builder::new()
-            .name("crac-listed".into())
-            .spawn(|| (own_tid(), listed()))
-            .unwrap()
-            .join()
-            .unwrap();
+        let (tid, listed) =
+            std::thread::Builder::new().name("crac-listed".into()).spawn(|| (own_tid(), listed())).unwrap().join().unwrap();
         assert!(listed.contains(&Listed { tid, name: "crac-listed".into() }), "{listed:?}");
     }
 

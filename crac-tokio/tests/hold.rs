@@ -42,9 +42,7 @@ fn ping_pong(handle: &Handle) -> Arc<AtomicUsize> {
             counter.fetch_add(1, Ordering::SeqCst);
         }
     });
-    handle.spawn(async move {
-        while ponged.recv().await.is_some() && ping.send(()).is_ok() {}
-    });
+    handle.spawn(async move { while ponged.recv().await.is_some() && ping.send(()).is_ok() {} });
     turns
 }
 
@@ -301,7 +299,11 @@ fn a_second_runtime_is_held_too() {
 #[test]
 fn a_stuck_worker_is_named_and_the_service_goes_on() {
     let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("stuck-rt").enable_all().build().unwrap();
-    let deadlines = { let mut deadlines = Deadlines::default(); deadlines.hold = Duration::from_millis(200); deadlines };
+    let deadlines = {
+        let mut deadlines = Deadlines::default();
+        deadlines.hold = Duration::from_millis(200);
+        deadlines
+    };
     let context = context_on(runtime.handle(), deadlines);
     let _attached = attach_hold(&context, TokioHold::new(runtime.handle().clone()).named("orders"));
     let stop = Arc::new(AtomicBool::new(false));

@@ -40,6 +40,11 @@ pub use crac_core::{
 pub use crac_macros::main;
 pub use crac_tokio::{Attached, attach, attach_in};
 
+/// Listeners and sockets that come back in a restored life.
+pub mod net {
+    pub use crac_tokio::net::*;
+}
+
 /// HTTP: `serve`, drain, the tower layer.
 #[cfg(feature = "hyper")]
 pub mod http {

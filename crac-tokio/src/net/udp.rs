@@ -1,0 +1,1 @@
+//! A UDP socket that may come back at another address.
