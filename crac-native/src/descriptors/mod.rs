@@ -21,7 +21,10 @@ mod epoll;
 mod facts;
 mod observe;
 mod plan;
+mod recorded;
 mod sockets;
+
+pub(crate) use recorded::{changed_files, describe};
 
 use crac_core::Policy;
 use crac_sys::Errno;

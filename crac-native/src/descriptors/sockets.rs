@@ -67,6 +67,10 @@ impl<'a> Sockets<'a> {
         } else if seen.socket_type == libc::SOCK_STREAM {
             tcp(number, &mut seen);
         }
+        if seen.connected && seen.domain != libc::AF_UNIX && seen.socket_type == libc::SOCK_STREAM {
+            // Comes back dead or not at all; there may be thousands, and there are dozens of options.
+            return Ok(seen);
+        }
         let Some(fresh) = self.fresh((seen.domain, seen.socket_type, seen.protocol))? else { return Ok(seen) };
         seen.foreign_namespace = namespace(number).is_some_and(|cookie| namespace(fresh).is_some_and(|own| own != cookie));
         seen.options = self.options(number, fresh)?;

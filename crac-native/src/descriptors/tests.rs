@@ -283,6 +283,49 @@ fn connections_nobody_has_accepted_yet_are_not_lost_silently() {
 }
 
 #[test]
+fn a_damaged_table_is_survived_by_those_who_read_it() {
+    alone("a_damaged_table_is_survived_by_those_who_read_it", || {
+        let (epoll, event, pair) = (epoll(), eventfd(3), UnixStream::pair().unwrap());
+        watch(&epoll, event.as_raw_fd(), 7);
+        (&pair.0).write_all(b"queued").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let arena = Arena::new().unwrap();
+        let surveyed = survey_with(&arena, "", &[]);
+        let (records, blob) = (&surveyed.table.records, &surveyed.table.blob);
+        let text = describe(find(records, listener.as_raw_fd()).unwrap(), blob);
+        assert_eq!(text, format!("TCP {}, listening", listener.local_addr().unwrap()));
+        assert_eq!(describe(find(records, epoll.as_raw_fd()).unwrap(), blob), "epoll, 1 registrations");
+        assert!(changed_files(records, blob).is_empty());
+        let look = |records: &[DescriptorRecord], blob: &[u8]| {
+            records.iter().for_each(|record| drop(describe(record, blob)));
+            sound(records, blob)
+        };
+        for len in 0..blob.len() {
+            look(records, &blob[..len]);
+        }
+        assert!(!look(records, &[]));
+        let mut damaged = blob.to_vec();
+        for at in 0..damaged.len() {
+            for bits in [0xff, 0x80, 1] {
+                damaged[at] ^= bits;
+                look(records, &damaged);
+                damaged[at] ^= bits;
+            }
+        }
+        for at in 0..records.len() {
+            let mut damaged = records.to_vec();
+            for kind in 0..20 {
+                for offset in [0, 1, u32::MAX] {
+                    damaged[at].kind = kind;
+                    damaged[at].detail.offset = damaged[at].detail.offset.wrapping_add(offset);
+                    look(&damaged, blob);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn files_come_back_by_policy() {
     alone("files_come_back_by_policy", || {
         let directory = tempfile::tempdir().unwrap();

@@ -277,6 +277,41 @@ pub mod identity {
     pub const APPEND: u32 = 3;
 }
 
+/// What is found where a file was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub mode: u32,
+    pub device: u64,
+    pub inode: u64,
+    /// `st_rdev`.
+    pub device_number: u64,
+    pub size: u64,
+    pub modified: (i64, i64),
+    /// When the inode was made; zero where the file system does not tell.
+    pub born: (i64, u32),
+}
+
+impl File {
+    /// Whether `found` may stand for the recorded file.
+    pub fn is_same(&self, found: &Found) -> bool {
+        const S_IFMT: u32 = 0o170_000;
+        let is_type = found.mode & S_IFMT == self.mode & S_IFMT;
+        is_type
+            && match self.identity {
+                identity::TYPE | identity::APPEND => true,
+                identity::DEVICE => found.device_number == self.device,
+                identity::FILE => {
+                    let born = (self.born_s, self.born_ns);
+                    let is_inode = (found.device, found.inode, found.born) == (self.device, self.inode, born);
+                    // On another host everything but the inode can be the same.
+                    let is_content = (found.size, found.modified) == (self.size, (self.modified_s, self.modified_ns));
+                    is_content || is_inode && found.size >= self.position
+                }
+                _ => false,
+            }
+    }
+}
+
 /// The values of type `D` in `span`, one after the other. Ends early if the image contradicts itself; [`sound`] tells before.
 pub fn sequence<D: Detail>(span: Span, blob: &[u8]) -> impl Iterator<Item = D> + '_ {
     let mut bytes = span.of(blob).unwrap_or_default();
@@ -379,6 +414,36 @@ mod tests {
         assert_eq!(bytes.len(), EpollTarget::BYTES);
         assert_eq!(EpollTarget::decode(&mut &bytes[..]), Some(detail));
         assert_eq!(EpollTarget::decode(&mut &bytes[..bytes.len() - 1]), None);
+    }
+
+    #[test]
+    fn a_file_is_known_by_inode_and_birth_or_by_size_and_time() {
+        let file = File {
+            identity: identity::FILE,
+            mode: 0o100_644,
+            device: 1,
+            inode: 2,
+            size: 10,
+            modified_s: 5,
+            born_s: 3,
+            position: 7,
+            ..File::default()
+        };
+        let same = Found { mode: 0o100_600, device: 1, inode: 2, size: 10, modified: (5, 0), born: (3, 0), device_number: 0 };
+        for (found, is) in [
+            (same, true),
+            (Found { size: 11, modified: (9, 0), ..same }, true),
+            (Found { size: 6, modified: (9, 0), ..same }, false),
+            (Found { inode: 8, born: (8, 0), ..same }, true),
+            (Found { born: (8, 0), modified: (9, 0), ..same }, false),
+            (Found { inode: 8, size: 11, ..same }, false),
+            (Found { mode: 0o040_600, ..same }, false),
+        ] {
+            assert_eq!(file.is_same(&found), is, "{found:?}");
+        }
+        let device = File { identity: identity::DEVICE, mode: 0o020_666, device: 259, ..File::default() };
+        let null = Found { mode: 0o020_666, device_number: 259, ..Found::default() };
+        assert!(device.is_same(&null) && !device.is_same(&Found { device_number: 260, ..null }));
     }
 
     fn record(number: i32, kind: u32, detail: Span) -> DescriptorRecord {

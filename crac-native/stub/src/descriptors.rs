@@ -17,12 +17,37 @@ mod sockets;
 
 use crate::{
     layout::{
-        DescriptorStep, Failure,
-        descriptors::{DescriptorRecord, Detail, Duplicate, Inherited, find, kind},
+        DescriptorStep, EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, Failure,
+        descriptors::{DescriptorRecord, Detail, Duplicate, Inherited, find, kind, sound},
     },
+    report,
     sys::{self, Errno, Result},
     syscall,
 };
+
+/// Ends the process if a descriptor could not come back, with all reasons, as long as nothing has been touched.
+pub fn check(records: &[DescriptorRecord], blob: &[u8], environment: *const *const u8) {
+    if !sound(records, blob) {
+        report::exit(EXIT_BUG, &[b"the table of descriptors contradicts itself"]);
+    }
+    let inherited = sockets::Inherited::look(environment);
+    let (mut files, mut addresses) = (Ok(()), Ok(()));
+    for record in records {
+        match record.kind {
+            kind::FILE | kind::DIRECTORY | kind::DEVICE => files = files.and(files::check(record, blob)),
+            kind::SOCKET => addresses = addresses.and(sockets::check(record, blob, &inherited)),
+            _ => {}
+        }
+    }
+    if files.is_err() {
+        // Another host, or files changed: the image does not fit.
+        report::end(EXIT_START_COLD);
+    }
+    if addresses.is_err() {
+        // A cold start would not get the address either.
+        report::end(EXIT_FAILED);
+    }
+}
 
 /// Restores the descriptors of `step`; see `layout.rs` for the state of the process at this point.
 pub fn restore(step: &DescriptorStep) -> core::result::Result<(), Failure> {

@@ -188,6 +188,9 @@ fn standard_streams(lab: &Lab) {
 fn address_in_use(lab: &Lab) {
     let address = lab.capture("one_port", &[]);
     let address = address.trim();
+    let image = crac_native::image::Image::read(&fs::File::open(lab.image()).expect("open")).expect("an image");
+    let listed: Vec<_> = image.descriptors().map(|(_, text)| text).collect();
+    assert_eq!(listed, ["standard input", "standard output", "standard error", &format!("TCP {address}, listening")]);
     let occupied = TcpListener::bind(address).expect("bind");
     let (status, said) = lab.refused();
     assert!(said.contains(&format!("cannot listen on {address}: address in use")), "{said}");
@@ -243,6 +246,10 @@ fn changed_file(lab: &Lab) {
     replace("name=value\n");
     well(lab.command(&lab.image()).output().expect("the image starts"));
     replace("name=other value\n");
+    if let User::Own = lab.user {
+        let mismatches = crac_native::restore::Restore::open(&lab.image(), None).expect_err("it does not fit");
+        assert!(mismatches.iter().any(|mismatch| mismatch.what.contains("has changed since")), "{mismatches:?}");
+    }
     let (status, said) = lab.refused();
     assert!(said.contains(&format!("{} has changed since the checkpoint", path.display())), "{said}");
     assert_eq!(status, 20, "start cold: {said}");

@@ -4,36 +4,35 @@ use super::{BROKEN, CHANGED, O_ACCMODE, O_APPEND, O_DIRECT, O_WRONLY, close_on_e
 use crate::{
     layout::{
         DescriptorStep,
-        descriptors::{DescriptorRecord, File, Pipe, find, identity},
+        descriptors::{DescriptorRecord, File, Found, Pipe, find, identity},
     },
-    report,
-    sys::{self, Result, Stat},
+    report::{self, Decimal},
+    sys::{self, Errno, Result, Stat},
     syscall,
 };
+
+/// Whether the file can be opened and is still what it was; says what is wrong. Nothing is created.
+pub fn check(record: &DescriptorRecord, blob: &[u8]) -> Result<()> {
+    let file: File = record.detail(blob).ok_or(BROKEN)?;
+    match open_same(&file, record, blob, 0) {
+        Ok(made) => {
+            crate::check::close(made);
+            Ok(())
+        }
+        Err(Errno(ENOENT)) if file.identity == identity::APPEND => Ok(()),
+        Err(errno) => {
+            say(file.path.of(blob).unwrap_or_default(), errno);
+            Err(errno)
+        }
+    }
+}
 
 /// Opens a file at its path, if it is still what it was, at its position.
 pub fn open(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
     let file: File = detail(step, record)?;
-    let path = file.path.of(step.blob).filter(|path| path.last() == Some(&0)).ok_or(BROKEN)?;
     let create = if file.identity == identity::APPEND { O_CREAT } else { 0 };
-    // A file that was made with `O_TMPFILE` and linked later still has the flag for directories.
-    let kept = if file.mode & S_IFMT == S_IFDIR { OPEN_FLAGS } else { OPEN_FLAGS & !O_DIRECTORY };
-    let flags = record.status_flags as usize & kept | create | sys::O_NOCTTY | close_on_exec(record);
-    let mode = file.mode & 0o7777;
-    // A writer of a FIFO that took the file's place would wait for a reader; the flag is put right below.
-    let opened = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path.as_ptr(), flags | O_NONBLOCK, mode);
-    let made = match opened {
-        Ok(made) => made as i32,
-        Err(errno) => {
-            say(path, b"cannot be opened");
-            return Err(errno);
-        }
-    };
-    let stat = Stat::of(made)?;
-    if !is_same(&file, &stat, made) {
-        say(path, b"has changed since the checkpoint");
-        return Err(CHANGED);
-    }
+    let made = open_same(&file, record, step.blob, create)
+        .inspect_err(|errno| say(file.path.of(step.blob).unwrap_or_default(), *errno))?;
     let is_path = record.status_flags as usize & O_PATH != 0;
     let is_data = matches!(file.mode & S_IFMT, S_IFREG | S_IFDIR);
     if file.position != 0 && is_data && !is_path {
@@ -45,22 +44,31 @@ pub fn open(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
     place(made, record)
 }
 
-fn is_same(file: &File, stat: &Stat, made: i32) -> bool {
-    let is_type = stat.mode & S_IFMT == file.mode & S_IFMT;
-    is_type
-        && match file.identity {
-            identity::TYPE | identity::APPEND => true,
-            identity::DEVICE => stat.special_device == file.device,
-            identity::FILE => {
-                let is_inode =
-                    (stat.device, stat.inode) == (file.device, file.inode) && born(made) == (file.born_s, file.born_ns);
-                // On another host everything but the inode can be the same.
-                let is_content =
-                    (stat.size, stat.modified_s, stat.modified_ns as i64) == (file.size, file.modified_s, file.modified_ns);
-                is_content || is_inode && stat.size >= file.position
-            }
-            _ => false,
-        }
+/// # Errors
+///
+/// [`CHANGED`] if it is not what it was.
+fn open_same(file: &File, record: &DescriptorRecord, blob: &[u8], create: usize) -> Result<i32> {
+    let path = file.path.of(blob).filter(|path| path.last() == Some(&0)).ok_or(BROKEN)?;
+    // A file that was made with `O_TMPFILE` and linked later still has the flag for directories.
+    let kept = if file.mode & S_IFMT == S_IFDIR { OPEN_FLAGS } else { OPEN_FLAGS & !O_DIRECTORY };
+    let flags = record.status_flags as usize & kept | create | sys::O_NOCTTY | close_on_exec(record);
+    // A FIFO that took the file's place would make us wait for its other end; the flag is put right later.
+    let made = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path.as_ptr(), flags | O_NONBLOCK, file.mode & 0o7777)? as i32;
+    let stat = Stat::of(made)?;
+    let found = Found {
+        mode: stat.mode,
+        device: stat.device,
+        inode: stat.inode,
+        device_number: stat.special_device,
+        size: stat.size,
+        modified: (stat.modified_s, stat.modified_ns as i64),
+        born: born(made),
+    };
+    if !file.is_same(&found) {
+        crate::check::close(made);
+        return Err(CHANGED);
+    }
+    Ok(made)
 }
 
 /// When the inode was made; zero where the file system does not tell.
@@ -107,10 +115,17 @@ fn write_all(to: i32, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn say(path: &[u8], what: &[u8]) {
-    report::say(&[path.split_last().map_or(path, |(_, path)| path), b" ", what]);
+fn say(path: &[u8], errno: Errno) {
+    let path = path.split_last().map_or(path, |(_, path)| path);
+    if errno == CHANGED {
+        report::say(&[b"the open file ", path, b" has changed since the checkpoint"]);
+    } else {
+        let number = Decimal::new(errno.0 as u64);
+        report::say(&[b"the open file ", path, b" cannot be opened: errno ", number.bytes()]);
+    }
 }
 
+const ENOENT: i32 = 2;
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;

@@ -19,23 +19,29 @@ pub struct Inherited {
 }
 
 impl Inherited {
+    /// What was handed over, where it is.
+    pub fn look(environment: *const *const u8) -> Self {
+        let mut inherited = Self { numbers: [-1; INHERITED_MAX] };
+        let is_meant = variable(environment, b"LISTEN_PID=").and_then(decimal) == syscall!(sys::SYS_GETPID).ok();
+        let count = variable(environment, b"LISTEN_FDS=").and_then(decimal).unwrap_or(0);
+        if is_meant {
+            for (number, place) in (FIRST_INHERITED..).zip(inherited.numbers.iter_mut()).take(count) {
+                *place = number;
+            }
+        }
+        inherited
+    }
+
     /// Moves what was handed over above the image's descriptor, out of the way of recorded numbers.
     pub fn step_aside(step: &DescriptorStep) -> Self {
-        let mut inherited = Self { numbers: [-1; INHERITED_MAX] };
-        let is_meant = variable(step.environment, b"LISTEN_PID=").and_then(decimal) == syscall!(sys::SYS_GETPID).ok();
-        let count = variable(step.environment, b"LISTEN_FDS=").and_then(decimal).unwrap_or(0);
-        if !is_meant {
-            return inherited;
-        }
+        let mut inherited = Self::look(step.environment);
         let mut least = step.image_fd.wrapping_add(1);
-        for (number, moved) in (FIRST_INHERITED..).zip(inherited.numbers.iter_mut()).take(count) {
+        for number in inherited.numbers.iter_mut().filter(|number| **number >= 0) {
             // One that cannot be moved is closed with the rest, and its address is bound again.
-            if number != step.image_fd
-                && let Ok(to) = syscall!(sys::SYS_FCNTL, number, F_DUPFD_CLOEXEC, least)
-            {
-                *moved = to as i32;
-                least = *moved;
-            }
+            let moved =
+                if *number == step.image_fd { Err(BROKEN) } else { syscall!(sys::SYS_FCNTL, *number, F_DUPFD_CLOEXEC, least) };
+            *number = moved.map_or(-1, |moved| moved as i32);
+            least = least.max(*number);
         }
         inherited
     }
@@ -63,6 +69,31 @@ impl Inherited {
     }
 }
 
+/// Whether the socket's address can be had; says what is wrong. Nothing stays bound.
+pub fn check(record: &DescriptorRecord, blob: &[u8], inherited: &Inherited) -> Result<()> {
+    let socket: Socket = record.detail(blob).ok_or(BROKEN)?;
+    let local = socket.local.of(blob).ok_or(BROKEN)?;
+    let name = socket.name.of(blob).unwrap_or_default();
+    let is_taken_over = socket.backlog >= 0 && inherited.at(local).is_some();
+    if local.is_empty() || is_taken_over {
+        return Ok(());
+    }
+    if let Some(file) = SocketFile::of(&socket, local) {
+        // Binding would make the file.
+        return match file.stat() {
+            Ok(stat) if stat.mode & S_IFMT != S_IFSOCK || !is_deserted(&socket, local) => {
+                Err(refused(&socket, name, Errno(EADDRINUSE)))
+            }
+            _ => Ok(()),
+        };
+    }
+    let kind = socket.socket_type as usize | sys::O_CLOEXEC;
+    let probe = syscall!(sys::SYS_SOCKET, socket.domain, kind, socket.protocol)? as i32;
+    let answer = options(blob, probe, socket.options).and_then(|()| bind(probe, &socket, local, name));
+    crate::check::close(probe);
+    answer
+}
+
 /// A socket that is bound, listens, is connected, or none of that.
 pub fn socket(step: &DescriptorStep, record: &DescriptorRecord, inherited: &Inherited) -> Result<()> {
     let socket: Socket = detail(step, record)?;
@@ -77,14 +108,14 @@ pub fn socket(step: &DescriptorStep, record: &DescriptorRecord, inherited: &Inhe
     let nonblocking = (record.status_flags & super::O_NONBLOCK) as usize;
     let kind = socket.socket_type as usize | nonblocking | close_on_exec(record);
     let made = syscall!(sys::SYS_SOCKET, socket.domain, kind, socket.protocol)? as i32;
-    options(step, made, socket.options)?;
+    options(step.blob, made, socket.options)?;
     if !local.is_empty() {
         bind(made, &socket, local, name)?;
     }
     if socket.backlog >= 0
         && let Err(errno) = syscall!(sys::SYS_LISTEN, made, socket.backlog)
     {
-        return Err(refused(b"cannot listen on ", name, errno));
+        return Err(refused(&socket, name, errno));
     }
     let peer = socket.peer.of(step.blob).ok_or(BROKEN)?;
     if !peer.is_empty() {
@@ -107,8 +138,7 @@ fn bind(made: i32, socket: &Socket, local: &[u8], name: &[u8]) -> Result<()> {
         Ok(_) => path.map_or(Ok(()), |path| path.give_back(socket)),
         // A client's own address is the kernel's choice: any will do, as long as it is its peer who is asked.
         Err(Errno(EADDRINUSE | EADDRNOTAVAIL)) if socket.domain != AF_UNIX && socket.peer.len != 0 => Ok(()),
-        Err(errno) if socket.backlog >= 0 => Err(refused(b"cannot listen on ", name, errno)),
-        Err(errno) => Err(refused(b"cannot bind to ", name, errno)),
+        Err(errno) => Err(refused(socket, name, errno)),
     }
 }
 
@@ -127,8 +157,8 @@ pub fn pair(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
     let kind = pair.socket_type as usize | close_on_exec(record);
     syscall!(sys::SYS_SOCKETPAIR, AF_UNIX, kind, 0, ends.as_mut_ptr())?;
     let [own, other] = ends;
-    options(step, own, pair.options)?;
-    options(step, other, pair.partner_options)?;
+    options(step.blob, own, pair.options)?;
+    options(step.blob, other, pair.partner_options)?;
     send(step, other, pair.inbound)?;
     send(step, own, pair.outbound)?;
     for (end, shutdown) in [(own, pair.shutdown), (other, pair.partner_shutdown)] {
@@ -155,9 +185,9 @@ fn send(step: &DescriptorStep, from: i32, messages: Span) -> Result<()> {
     Ok(())
 }
 
-fn options(step: &DescriptorStep, socket: i32, options: Span) -> Result<()> {
-    for option in sequence::<SocketOption>(options, step.blob) {
-        let value = option.value.of(step.blob).ok_or(BROKEN)?;
+fn options(blob: &[u8], socket: i32, options: Span) -> Result<()> {
+    for option in sequence::<SocketOption>(options, blob) {
+        let value = option.value.of(blob).ok_or(BROKEN)?;
         syscall!(sys::SYS_SETSOCKOPT, socket, option.level, option.name, value.as_ptr(), value.len())?;
     }
     Ok(())
@@ -222,7 +252,8 @@ fn is_deserted(socket: &Socket, local: &[u8]) -> bool {
 }
 
 #[cold]
-fn refused(what: &[u8], name: &[u8], errno: Errno) -> Errno {
+fn refused(socket: &Socket, name: &[u8], errno: Errno) -> Errno {
+    let what: &[u8] = if socket.backlog >= 0 { b"cannot listen on " } else { b"cannot bind to " };
     let number = Decimal::new(errno.0 as u64);
     let why: &[u8] = match errno.0 {
         EADDRINUSE => b"address in use",
