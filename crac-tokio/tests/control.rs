@@ -1,5 +1,7 @@
 //! The control socket as a client sees it.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,

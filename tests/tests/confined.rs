@@ -1,5 +1,7 @@
 //! The whole way without privilege: in a container's default seccomp profile.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use crac_testing::{
     lab::{Lab, Service, free_addr, text},
     programs::program,

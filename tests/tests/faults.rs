@@ -1,5 +1,7 @@
 //! Whatever goes wrong in a checkpoint: the service serves on, there is no image, and the message names what it was.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,

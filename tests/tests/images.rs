@@ -1,5 +1,7 @@
 //! An image that is not what it should be is refused before anything is touched, with the reason.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},

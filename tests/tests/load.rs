@@ -1,5 +1,7 @@
 //! Checkpoint, exit and restore under HTTP load, again and again: nothing lost, nothing doubled, nothing broken off.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     net::SocketAddr,
     path::Path,

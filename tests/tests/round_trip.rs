@@ -1,5 +1,7 @@
 //! A service is checkpointed, gone, and comes back: as itself, as clones, again and again.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::HashSet;
 
 use crac_testing::{

@@ -1,5 +1,7 @@
 //! The line for ENTRYPOINT and ExecStart: restore if it fits, else start cold and take an image.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use crac_testing::{
     lab::{Lab, Service, free_addr, text},
     programs::program,
