@@ -178,3 +178,53 @@ pub fn duplicate_to_free(from: RawFd, to: RawFd) -> Result<OwnedFd> {
     // SAFETY: the number was free before and now belongs to the caller.
     Ok(unsafe { OwnedFd::from_raw_fd(to) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    fn eventfd(count: u64, flags: i32) -> OwnedFd {
+        // SAFETY: eventfd2 touches no memory.
+        let fd = unsafe { syscall(libc::SYS_eventfd2, [count as usize, flags as usize, 0, 0, 0, 0]) }.unwrap();
+        // SAFETY: it has just been made.
+        unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
+    }
+
+    #[test]
+    fn semaphores_are_told_from_counters_and_both_keep_their_count() {
+        for count in [0, 1, 2, 5] {
+            for (flags, semaphore) in [(0, false), (libc::EFD_SEMAPHORE, true)] {
+                let event = eventfd(count, flags | libc::EFD_NONBLOCK);
+                assert_eq!(probe_eventfd_semaphore(event.as_raw_fd(), count), Ok(semaphore));
+                let text = std::fs::read(format!("/proc/self/fdinfo/{}", event.as_raw_fd())).unwrap();
+                assert_eq!(crate::proc::FdInfo::parse(&text).unwrap().eventfd_count, Some(count));
+            }
+        }
+        let full = eventfd(0, libc::EFD_NONBLOCK);
+        assert!(probe_eventfd_semaphore(full.as_raw_fd(), u64::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn only_duplicates_are_duplicates() {
+        let (a, b) = (eventfd(0, 0), eventfd(0, 0));
+        let same = a.try_clone().unwrap();
+        let (a, b, same) = (a.as_raw_fd(), b.as_raw_fd(), same.as_raw_fd());
+        for ask in [is_duplicate_by_query, is_duplicate_by_kcmp] {
+            // An older kernel, or a seccomp filter.
+            let Ok(answer) = ask(a, same) else { continue };
+            assert!(answer && ask(a, b) == Ok(false));
+        }
+    }
+
+    #[test]
+    fn an_inode_knows_when_it_was_made() {
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        // tmpfs and overlays of older kernels do not tell.
+        if let Some((seconds, nanoseconds)) = born(file.as_raw_fd()) {
+            assert!(seconds > 0 && nanoseconds < 1_000_000_000);
+        }
+        assert_eq!(born(-1), None);
+    }
+}
