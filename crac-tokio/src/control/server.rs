@@ -35,6 +35,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How many clients may be about to send their line.
 const CLIENTS_MAX: usize = 64;
 
+/// How many reads of nonsense a client gets before it is reset after all.
+const DISCARDS_MAX: usize = 64;
+
 /// A control socket that is served.
 pub(super) struct Server {
     path: PathBuf,
@@ -234,9 +237,24 @@ fn refuse(stream: UnixStream, what: &str) {
 /// Sends the one reply and ends the connection.
 fn answer(mut stream: UnixStream, reply: &ControlReply) {
     let sent = prepare_to_write(&stream).and_then(|()| write_line(&mut stream, reply));
-    if let Err(error) = sent {
+    if let Err(error) = sent.and_then(|()| discard(&mut stream)) {
         tracing::debug!(%error, "the client of the control socket has gone");
     }
+}
+
+/// Reads what has come and nobody wants: closing a socket with something unread resets it, and the answer would be lost.
+fn discard(stream: &mut UnixStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut part = [0; 4096];
+    for _ in 0..DISCARDS_MAX {
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// From reading without waiting to writing with a limit.
