@@ -12,7 +12,7 @@
 //! * [`TokioHold`] stops a runtime, whichever flavor, through nothing but its `Handle`; [`attach`] hands one to a context.
 //! * [`TokioSpawner`] runs the hooks of resources.
 //! * [`net`] has the listener and sockets that come back at another address; [`spawn`] and [`in_flight`] count work in.
-//! * [`control`], [`signal`] and [`checkpoint_when_ready`] ask for checkpoints.
+//! * [`control`], [`checkpoint_on_signal`] and [`checkpoint_when`] ask for checkpoints; [`sweep_generators`] makes randomness fresh.
 //!
 //! Lock order: the board (`board.rs`) is locked last and alone; a station's lock is never held while a closure runs.
 
@@ -25,7 +25,9 @@ mod root;
 mod spawner;
 mod station;
 mod stuck;
+mod sweeps;
 mod threads;
+mod triggers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +35,9 @@ pub use attach::{Attached, attach, attach_hold, attach_in};
 pub use hold::TokioHold;
 pub use root::Root;
 pub use spawner::TokioSpawner;
+pub use sweeps::sweep_generators;
 pub use threads::Threads;
+pub use triggers::{When, checkpoint_on_signal, checkpoint_when, signal_named};
 
 /// Locks `mutex`. Nothing in this crate leaves data half changed when it panics, so a poisoned lock is as good as any.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

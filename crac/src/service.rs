@@ -7,11 +7,17 @@ use std::{
 };
 
 use crac_core::{Context, Engine, Policy, SimEngine};
-use crac_tokio::{Threads, TokioHold, TokioSpawner, attach_hold};
+use crac_tokio::{
+    Threads, TokioHold, TokioSpawner, When, attach_hold, checkpoint_on_signal, checkpoint_when, control::Control, signal_named,
+    sweep_generators,
+};
 use serde::Deserialize;
-use tokio::runtime::{Builder, LocalRuntime, Runtime};
+use tokio::{
+    runtime::{Builder, LocalRuntime, Runtime},
+    task::AbortHandle,
+};
 
-use crate::settings::{EngineChoice, Flavor, Settings};
+use crate::settings::{CheckpointOn, EngineChoice, Flavor, Settings};
 
 /// Why a service did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +30,13 @@ pub(crate) enum StartError {
     PolicyFile { path: PathBuf, source: std::io::Error },
     #[error("the policy file {} is not understood: {what}; write policy = [\"KIND[:FILTER] = ACTION\", ...]", path.display())]
     Policy { path: PathBuf, what: String },
+    #[error(
+        "{}: `{0}` is no signal that can ask for checkpoints; use SIGUSR2 or another that the service does not handle",
+        crate::env::CHECKPOINT_SIGNAL
+    )]
+    UnknownSignal(String),
+    #[error("cannot listen to {name}: {source}")]
+    Signal { name: String, source: std::io::Error },
     #[error("{0}")]
     Ambient(#[from] crac_core::AlreadyInstalled),
     #[cfg(not(feature = "native"))]
@@ -34,7 +47,7 @@ pub(crate) enum StartError {
 impl StartError {
     pub(crate) fn exit_status(&self) -> i32 {
         match self {
-            Self::PolicyFile { .. } | Self::Policy { .. } => 2,
+            Self::PolicyFile { .. } | Self::Policy { .. } | Self::UnknownSignal(_) => 2,
             _ => 1,
         }
     }
@@ -73,10 +86,47 @@ pub(crate) fn run<T>(settings: Settings, body: impl Future<Output = T>) -> Resul
     let ambient = context.install()?;
     let hold = TokioHold::new(runtime.handle().clone()).named(settings.name.clone()).with_threads(threads);
     let attached = attach_hold(&context, hold);
+    sweep_generators(&context);
+    let triggers = Triggers::start(&settings, &context, &runtime)?;
     let output = runtime.block_on(attached.root(body));
+    drop(triggers);
     drop(attached);
     drop(ambient);
     Ok(output)
+}
+
+/// Who may ask for checkpoints beside the program itself, as long as the body runs.
+struct Triggers {
+    _control: Option<Control>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Triggers {
+    fn start(settings: &Settings, context: &Context, runtime: &AnyRuntime) -> Result<Self, StartError> {
+        let control = settings.control.then(|| crac_tokio::control::serve(context, None)).and_then(|served| {
+            // A service is worth running without it; the command will say that it finds no such service.
+            served.inspect_err(|error| tracing::warn!(%error, "the control socket is not served")).ok()
+        });
+        let mut tasks = Vec::new();
+        if let Some(name) = &settings.checkpoint_signal {
+            let kind = signal_named(name).ok_or_else(|| StartError::UnknownSignal(name.clone()))?;
+            let listening = checkpoint_on_signal(context, runtime.handle(), kind, settings.checkpoint_mode);
+            tasks.push(listening.map_err(|source| StartError::Signal { name: name.clone(), source })?);
+        }
+        let when = match settings.checkpoint_on {
+            CheckpointOn::Never => None,
+            CheckpointOn::Ready => Some(When::Ready),
+            CheckpointOn::After(time) => Some(When::After(time)),
+        };
+        tasks.extend(when.map(|when| checkpoint_when(context, runtime.handle(), when, settings.checkpoint_mode)));
+        Ok(Self { _control: control, tasks })
+    }
+}
+
+impl Drop for Triggers {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
 }
 
 fn build_runtime(settings: &Settings) -> std::io::Result<(AnyRuntime, Threads)> {
