@@ -5,10 +5,16 @@ use std::{
     io::Write as _,
     net::{TcpListener, TcpStream, UdpSocket},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::net::{UnixDatagram, UnixListener, UnixStream},
     },
     process::Command,
+};
+
+use rustix::{
+    event::{EventfdFlags, epoll},
+    net::{AddressFamily, SocketType},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
 use super::*;
@@ -92,24 +98,25 @@ fn epoll_registrations_are_traced_through_closed_numbers() {
         let epoll = epoll();
         let (left, right) = UnixStream::pair().unwrap();
         let duplicate = left.try_clone().unwrap();
-        watch(&epoll, duplicate.as_raw_fd(), 0xdead_beef_0000_0001);
+        watch(&epoll, &duplicate, 0xdead_beef_0000_0001);
         let stale = duplicate.as_raw_fd();
         drop(duplicate);
         let event = eventfd(0);
-        watch(&epoll, event.as_raw_fd(), 2);
+        watch(&epoll, &event, 2);
         let own = eventfd(0);
-        watch(&epoll, own.as_raw_fd(), 3);
+        watch(&epoll, &own, 3);
         // The epoll instance also watches one that is closed while its number is somebody else's.
         let lost = right.try_clone().unwrap();
-        watch(&epoll, lost.as_raw_fd(), 4);
+        watch(&epoll, &lost, 4);
         let reused = lost.as_raw_fd();
         drop(lost);
         let newcomer = File::open("/dev/null").unwrap();
         assert_eq!((event.as_raw_fd(), newcomer.as_raw_fd()), (stale, reused), "both numbers are somebody else's now");
         // One is closed and stays closed.
-        let closed = crac_sys::fs::fcntl(left.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 50).unwrap() as i32;
-        watch(&epoll, closed, 5);
-        close(closed);
+        let duplicate = rustix::io::fcntl_dupfd_cloexec(&left, 50).unwrap();
+        watch(&epoll, &duplicate, 5);
+        let closed = duplicate.as_raw_fd();
+        drop(duplicate);
 
         let arena = Arena::new().unwrap();
         let surveyed = survey_with(&arena, "", &[own.as_raw_fd()]);
@@ -286,7 +293,7 @@ fn connections_nobody_has_accepted_yet_are_not_lost_silently() {
 fn a_damaged_table_is_survived_by_those_who_read_it() {
     alone("a_damaged_table_is_survived_by_those_who_read_it", || {
         let (epoll, event, pair) = (epoll(), eventfd(3), UnixStream::pair().unwrap());
-        watch(&epoll, event.as_raw_fd(), 7);
+        watch(&epoll, &event, 7);
         (&pair.0).write_all(b"queued").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let arena = Arena::new().unwrap();
@@ -368,7 +375,7 @@ fn ten_thousand_descriptors_are_surveyed_whole() {
         let mut kept = Vec::new();
         for at in 0..count {
             let event = eventfd(at);
-            watch(&epoll, event.as_raw_fd(), 0x5653_74e5_0000 + at);
+            watch(&epoll, &event, 0x5653_74e5_0000 + at);
             kept.push((event.try_clone().unwrap(), event));
         }
         let arena = Arena::new().unwrap();
@@ -390,21 +397,17 @@ fn ten_thousand_descriptors_are_surveyed_whole() {
 #[test]
 fn kernel_objects_that_cannot_be_read_back_are_named() {
     alone("kernel_objects_that_cannot_be_read_back_are_named", || {
-        let calls = [
-            ("memfd", libc::SYS_memfd_create, [c"x".as_ptr() as usize, 0, 0]),
-            ("inotify", libc::SYS_inotify_init1, [0; 3]),
-            ("pidfd", libc::SYS_pidfd_open, [std::process::id() as usize, 0, 0]),
-            ("socket-other", libc::SYS_socket, [libc::AF_NETLINK as usize, libc::SOCK_RAW as usize, 0]),
+        let own = rustix::process::getpid();
+        let (left, right) = UnixStream::pair().unwrap();
+        send_descriptor(&left, &right);
+        let opened: [(&str, OwnedFd); 5] = [
+            ("memfd", rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap()),
+            ("inotify", rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap()),
+            ("pidfd", rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap()),
+            ("socket-other", rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap()),
+            // What is in its queue carries a descriptor.
+            ("unix-connected", left.into()),
         ];
-        let mut opened: Vec<_> = calls.iter().map(|(kind, number, args)| (*kind, made(*number, *args))).collect();
-        let (mut ring, sent) = ([0_u64; 15], UnixStream::pair().unwrap());
-        // Forbidden in many containers, and to nobody.
-        let at = ring.as_mut_ptr() as usize;
-        opened.extend(try_made(libc::SYS_io_uring_setup, [4, at, 0]).map(|ring| ("io-uring", ring)));
-        opened.extend(try_made(libc::SYS_fanotify_init, [0; 3]).map(|watch| ("inotify", watch)));
-        opened.extend(try_made(libc::SYS_userfaultfd, [1, 0, 0]).map(|faults| ("descriptor-other", faults)));
-        send_descriptor(&sent.0, &sent.1);
-        opened.push(("unix-connected", sent.0.into()));
         let arena = Arena::new().unwrap();
         let surveyed = survey_with(&arena, "", &[]);
         for (kind, descriptor) in &opened {
@@ -413,32 +416,6 @@ fn kernel_objects_that_cannot_be_read_back_are_named() {
         }
         assert_eq!(surveyed.obstacles.len(), opened.len());
     });
-}
-
-#[expect(unsafe_code, reason = "the number has no owner")]
-fn close(number: i32) {
-    // SAFETY: nobody owns the number.
-    drop(unsafe { OwnedFd::from_raw_fd(number) });
-}
-
-fn eventfd(count: u64) -> OwnedFd {
-    made(libc::SYS_eventfd2, [count as usize, 0, 0])
-}
-
-fn epoll() -> OwnedFd {
-    made(libc::SYS_epoll_create1, [0; 3])
-}
-
-#[expect(unsafe_code, reason = "descriptors the standard library does not offer")]
-fn try_made(number: libc::c_long, args: [usize; 3]) -> Option<OwnedFd> {
-    // SAFETY: only calls that make a descriptor of values, live strings and live buffers.
-    let made = unsafe { crac_sys::syscall(number, [args[0], args[1], args[2], 0, 0, 0]) }.ok()?;
-    // SAFETY: it has just been made.
-    Some(unsafe { OwnedFd::from_raw_fd(made as i32) })
-}
-
-fn made(number: libc::c_long, args: [usize; 3]) -> OwnedFd {
-    try_made(number, args).unwrap()
 }
 
 /// Leaves a descriptor in the receive queue of `from`'s peer.
@@ -451,25 +428,22 @@ fn send_descriptor(from: &UnixStream, sent: &UnixStream) {
     rustix::net::sendmsg(from, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
 }
 
-#[expect(unsafe_code, reason = "epoll is not in the standard library")]
-fn watch(epoll: &OwnedFd, target: i32, data: u64) {
-    let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: data };
-    let event = std::ptr::from_mut(&mut event) as usize;
-    let args = [epoll.as_raw_fd() as usize, libc::EPOLL_CTL_ADD as usize, target as usize, event, 0, 0];
-    // SAFETY: the call reads one live event.
-    unsafe { crac_sys::syscall(libc::SYS_epoll_ctl, args) }.unwrap();
+fn eventfd(count: u64) -> OwnedFd {
+    rustix::event::eventfd(count as u32, EventfdFlags::CLOEXEC).unwrap()
+}
+
+fn epoll() -> OwnedFd {
+    epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()
+}
+
+fn watch(epoll: &OwnedFd, target: &impl std::os::fd::AsFd, data: u64) {
+    let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(epoll, target, epoll::EventData::new_u64(data), events).unwrap();
 }
 
 /// Raises the limit of descriptors to its maximum and returns it.
-#[expect(unsafe_code, reason = "limits are not in the standard library")]
 fn raise_limit() -> u64 {
-    let mut limit = [0_u64; 2];
-    let at = limit.as_mut_ptr() as usize;
-    // SAFETY: the call fills two numbers.
-    unsafe { crac_sys::syscall(libc::SYS_prlimit64, [0, libc::RLIMIT_NOFILE as usize, 0, at, 0, 0]) }.unwrap();
-    let raised = [limit[1]; 2];
-    let at = raised.as_ptr() as usize;
-    // SAFETY: the call reads two numbers.
-    unsafe { crac_sys::syscall(libc::SYS_prlimit64, [0, libc::RLIMIT_NOFILE as usize, at, 0, 0, 0]) }.unwrap();
-    limit[1]
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    limit.maximum.unwrap_or(20_000)
 }

@@ -62,6 +62,7 @@ const SPECIAL: &[(&str, Special)] = &[
     ("files_by_flag", |lab| lab.round_trip("files", &["CRAC_TEST_NO_QUERY", "CRAC_TEST_NO_KCMP"])),
     ("many_with_a_low_limit", many_with_a_low_limit),
     ("standard_streams_are_those_of_the_restorer", standard_streams),
+    ("what_cannot_be_read_back_is_refused", refusal),
     ("an_address_in_use_is_named", address_in_use),
     ("a_socket_path_is_taken_over_from_the_dead_only", socket_path),
     ("a_changed_file_is_named", changed_file),
@@ -183,6 +184,11 @@ fn standard_streams(lab: &Lab) {
     unsafe { image.pre_exec(|| Ok(rustix::io::fcntl_setfd(std::io::stdin(), rustix::io::FdFlags::CLOEXEC)?)) };
     let said = well(image.output().expect("the image starts"));
     assert_eq!(said, "after\nthrough the duplicate\nall as it was\n");
+}
+
+fn refusal(lab: &Lab) {
+    let said = well(lab.program("one_refusal").output().expect("the program starts"));
+    assert!(said.ends_with("all as it was\n"), "the original goes on: {said}");
 }
 
 fn address_in_use(lab: &Lab) {

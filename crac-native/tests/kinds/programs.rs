@@ -43,6 +43,7 @@ pub(super) const PROGRAMS: &[(&str, Program)] = &[
     ("severed", severed),
     ("many", many),
     ("streams", streams),
+    ("one_refusal", one_refusal),
     ("one_port", one_port),
     ("one_path", one_path),
     ("one_file", one_file),
@@ -140,10 +141,7 @@ fn events() {
     rustix::event::poll(&mut polled, None).expect("poll");
 
     let mask: u64 = 1 << (libc::SIGUSR1 - 1);
-    // SAFETY: the call reads the mask and makes a descriptor.
-    let signals = unsafe { crac_sys::syscall(libc::SYS_signalfd4, [usize::MAX, &raw const mask as usize, 8, 0, 0, 0]) };
-    // SAFETY: it has just been made.
-    let signals = unsafe { OwnedFd::from_raw_fd(signals.expect("signalfd") as i32) };
+    let signals = made(libc::SYS_signalfd4, [usize::MAX, &raw const mask as usize, 8]).expect("signalfd");
 
     next_life("");
 
@@ -158,6 +156,40 @@ fn events() {
     assert_eq!(number(&disarmed).map_err(|errno| errno.raw_os_error()), Err(libc::EAGAIN));
     let text = info(&signals);
     assert_eq!(FdInfo::parse(&text).expect("fdinfo").signalfd_mask, Some(mask));
+}
+
+fn made(number: libc::c_long, args: [usize; 3]) -> Option<OwnedFd> {
+    // SAFETY: the programs only name calls that make a descriptor, of values and of buffers that live.
+    let made = unsafe { crac_sys::syscall(number, [args[0], args[1], args[2], 0, 0, 0]) }.ok()?;
+    // SAFETY: it has just been made.
+    Some(unsafe { OwnedFd::from_raw_fd(made as i32) })
+}
+
+/// Kernel state that cannot be read back: refused by name, and this life goes on.
+fn one_refusal() {
+    let mut parameters = [0_u64; 15];
+    let calls = [
+        ("io-uring", libc::SYS_io_uring_setup, [4, parameters.as_mut_ptr() as usize, 0]),
+        ("inotify", libc::SYS_fanotify_init, [0; 3]),
+        ("descriptor-other", libc::SYS_userfaultfd, [1, 0, 0]),
+    ];
+    // Some are forbidden to nobody, and in containers.
+    let opened: Vec<_> = calls.into_iter().filter_map(|(kind, number, args)| Some((kind, made(number, args)?))).collect();
+    println!("{} of {} could be opened", opened.len(), calls.len());
+    let image = PathBuf::from(std::env::var_os("CRAC_TEST_IMAGE").expect("an image path"));
+    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+    let mode = if opened.is_empty() { Mode::Rehearse } else { Mode::Exit };
+    let refused = match NativeEngine::new().capture(CaptureRequest::new(image.clone(), mode, metadata, &Policy::new())) {
+        Err(EngineError::Refused(obstacles)) => obstacles,
+        Ok(Captured::Original(_)) if opened.is_empty() => Vec::new(),
+        other => panic!("{other:?}"),
+    };
+    for (kind, descriptor) in &opened {
+        let start = format!("fd {},", descriptor.as_raw_fd());
+        let named = refused.iter().any(|obstacle| obstacle.kind.id() == *kind && obstacle.subject.starts_with(&start));
+        assert!(named, "{kind} {start} {refused:?}");
+    }
+    assert!(!image.exists(), "nothing was written");
 }
 
 fn registrations() {
@@ -178,9 +210,7 @@ fn registrations() {
     let newcomer = eventfd(1, EventfdFlags::CLOEXEC);
     assert_eq!(newcomer.as_raw_fd(), stale);
     watch(&instance, &newcomer, 4, E::IN);
-    let far = crac_sys::fs::fcntl(right.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100).expect("dup") as RawFd;
-    // SAFETY: the number has just been made.
-    let far = unsafe { OwnedFd::from_raw_fd(far) };
+    let far = rustix::io::fcntl_dupfd_cloexec(&right, 100).expect("dup");
     watch(&instance, &far, 5, E::IN);
     drop(far);
     let outer = epoll::create(epoll::CreateFlags::empty()).expect("epoll");
