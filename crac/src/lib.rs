@@ -45,11 +45,6 @@ pub mod net {
     pub use crac_tokio::net::*;
 }
 
-/// Listeners and sockets that come back in a restored life.
-pub mod net {
-    pub use crac_tokio::net::*;
-}
-
 /// HTTP: `serve`, drain, the tower layer.
 #[cfg(feature = "hyper")]
 pub mod http {

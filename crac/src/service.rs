@@ -31,8 +31,7 @@ pub(crate) enum StartError {
     #[error("the policy file {} is not understood: {what}; write policy = [\"KIND[:FILTER] = ACTION\", ...]", path.display())]
     Policy { path: PathBuf, what: String },
     #[error(
-        "{}: `{0}` is no signal that can ask for checkpoints; use SIGUSR2 or another that the service does not handle",
-        crate::env::CHECKPOINT_SIGNAL
+        "CRAC_CHECKPOINT_SIGNAL: `{0}` is no signal that can ask for checkpoints; use SIGUSR2 or another that the service does not handle"
     )]
     UnknownSignal(String),
     #[error("cannot listen to {name}: {source}")]
