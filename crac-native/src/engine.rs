@@ -8,12 +8,18 @@ use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
 ///
 /// The image is one executable file; running it is the restore. See [`Engine`] for what a capture promises, and the crate's
 /// documentation for what can be saved.
+///
+/// * `Mode::Exit`: once the image is durable the process exits with status 0, without having run anything else.
+/// * `Mode::Become`: the process executes the image, with the environment of its own start and no arguments. If the kernel
+///   refuses, the image is removed, the process goes on, and the error says why.
+/// * `Mode::Rehearse`: freeze and plan, all obstacles, nothing is written.
 #[derive(Debug, Clone)]
 pub struct NativeEngine {
     options: Options,
 }
 
 #[derive(Debug, Clone)]
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), expect(dead_code, reason = "settings of another target"))]
 pub(crate) struct Options {
     pub(crate) freeze_deadline: Duration,
     pub(crate) pagemap_scan: bool,

@@ -1,4 +1,41 @@
 //! The in-process checkpoint engine of crac: no privileges, nothing to install.
+//!
+//! [`NativeEngine`] stops every thread of its own process, writes the process into one executable file, and ends. Running the
+//! file is the restore: a small freestanding program in it, the *stub*, puts the memory, the descriptors and the threads back,
+//! and the call of [`capture`](crac_core::Engine::capture) returns a second time, in another process, as
+//! [`Captured::Restored`](crac_core::Captured).
+//!
+//! ```text
+//! capture  prepare ─► freeze ─► look ─► plan ─► write ─► fsync, link, rename ─► exit | exec the image | thaw
+//!                     └─ arena and bare system calls only: another thread may have been stopped inside malloc ─┘
+//!
+//! restore  check ─► clear ─► memory ─► kernel ─► process ─► descriptors ─► threads ─► capture returns
+//!          └ refuses └ point of no return
+//! ```
+//!
+//! Memory comes back lazily: data are private mappings of the image, shared between clones until they are written to, and what
+//! was never touched is anonymous. The time until the process runs does not depend on the size of its heap.
+//!
+//! # What has to hold
+//!
+//! * `x86_64` Linux with `CONFIG_CHECKPOINT_RESTORE` (every distribution's kernel) and `/proc`; glibc, static or dynamic. On
+//!   other targets the crate compiles and `capture` answers [`Unsupported`](crac_core::EngineError::Unsupported).
+//! * The crate is linked into the executable itself: it defines the symbol `madvise`, through which allocators give memory
+//!   back. See the obstacle [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw).
+//! * An image is restored by the user it was captured as, with at least the same capabilities, on the same build of the kernel,
+//!   on a processor with the same features, while the monotonic clock has not gone backwards. Everything else is refused before
+//!   anything is touched, with an exit status that says so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
+//! * The image belongs to that user or to root and nobody else may write to it. It holds the memory of the service: treat it as
+//!   a secret.
+//!
+//! # What is not saved
+//!
+//! Obstacles are found while everything stands still and are reported together: shared anonymous memory, writable shared file
+//! mappings, locked memory, interval and POSIX timers, pending signals, children, a tracer, seccomp filters installed after the
+//! engine was made, and the descriptors that [`ObstacleKind`](crac_core::ObstacleKind) lists. Thread ids change, so a held
+//! robust mutex is an obstacle, and a recursive or error-checking mutex of the C library must not be held.
+//! `MADV_WIPEONFORK` memory comes back empty, as after a fork. CPU affinity, scheduling classes and resource limits are those
+//! of whoever runs the image.
 
 mod engine;
 
@@ -51,5 +88,7 @@ mod writer;
 pub use engine::NativeEngine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use fault::NotAFault;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub use layout::{EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, EXIT_UNTRUSTED};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use manifest::{Executable, Manifest};

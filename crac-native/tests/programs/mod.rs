@@ -34,6 +34,11 @@ pub(crate) fn run(name: &str) {
         // The engine is called on a thread of its own in a service; the main thread is one of many.
         "other-thread" => std::thread::spawn(threads).join().unwrap(),
         "many" => many(),
+        "restore" => {
+            let image = PathBuf::from(std::env::args_os().nth(1).unwrap());
+            let restore = crac_native::restore::Restore::open(&image, None).unwrap();
+            panic!("{}", restore.exec(std::env::args_os().skip(2), std::env::vars_os()));
+        }
         "stops-while-writing" => stops_while_writing(),
         "tokio" => tokio_runtime::run(),
         _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),

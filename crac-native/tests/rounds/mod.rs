@@ -7,6 +7,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+mod sandbox;
+
 type Test = fn(&Path);
 
 const TESTS: &[(&str, Test)] = &[
@@ -30,6 +32,9 @@ const TESTS: &[(&str, Test)] = &[
     ("a_kill_in_the_middle_leaves_no_image", killed_while_writing),
     ("an_image_does_not_grow_on_tmpfs", does_not_grow_on_tmpfs),
     ("clones_run_side_by_side", clones),
+    ("a_container_sandbox_is_enough", in_a_sandbox),
+    ("filters_that_are_missing_at_the_restore_are_a_reason", without_the_sandbox),
+    ("a_checked_image_is_executed_by_its_descriptor", restored_by_descriptor),
     ("a_damaged_image_is_refused", damaged_images),
     ("an_image_that_others_may_write_is_refused", untrusted_images),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
@@ -240,6 +245,15 @@ fn damaged_images(dir: &Path) {
         bytes[at] ^= 1 << (at % 8);
     }
     assert!(format::decode(&bytes).is_ok());
+    // With the checksums made right the parts are still held against each other: an answer, whatever it is, and no panic.
+    let mut refused = 0;
+    for at in (boot_end(&whole)..front).step_by(29) {
+        bytes[at] ^= 0x80 >> (at % 8);
+        format::reseal(&mut bytes);
+        refused += usize::from(format::decode(&bytes).is_err());
+        bytes.copy_from_slice(&whole[..front]);
+    }
+    assert!(refused > 20, "{refused} contradictions found");
     // Page data counts for `verify`.
     let broken = dir.join("broken.crac");
     let mut bytes = whole.clone();
@@ -262,6 +276,11 @@ fn damaged_images(dir: &Path) {
     let output = executable(&whole[..whole.len() - 4096]);
     assert_eq!(output.status.code(), Some(21), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("bytes instead of"), "{output:?}");
+}
+
+/// Where the metadata begins: the third word of the record behind the ELF header's page.
+fn boot_end(image: &[u8]) -> usize {
+    usize::try_from(u64::from_le_bytes(image[4096 + 16..][..8].try_into().expect("eight bytes"))).expect("in range")
 }
 
 fn untrusted_images(dir: &Path) {
@@ -366,4 +385,36 @@ fn tmpfs(dir: &Path, options: &str) -> Option<Mounted> {
     }
     println!("skipped: a tmpfs ({options}) cannot be mounted by this user");
     None
+}
+
+fn in_a_sandbox(dir: &Path) {
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    for name in ["threads", "tokio"] {
+        let start = |mut command: Command| lines_of(&finish(sandbox::confine(&mut command)));
+        let mut first = program(name);
+        first.arg(to(0));
+        assert_eq!(start(first), ["life 0"]);
+        let mut second = Command::new(image(dir, 0));
+        second.args(["--", &to(1)]);
+        assert_eq!(start(second), ["life 1"]);
+        assert_eq!(start(Command::new(image(dir, 1)))[..2], ["life 2", "done"]);
+    }
+}
+
+fn without_the_sandbox(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    assert_eq!(lines_of(&finish(sandbox::confine(program("single").arg(to)))), ["life 0"]);
+    let output = finish(&mut Command::new(image(dir, 0)));
+    assert_eq!(output.status.code(), Some(20), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("seccomp filters"), "{output:?}");
+    let reasons = crac_native::restore::Restore::open(&image(dir, 0), None).expect_err("no filters here");
+    assert!(reasons[0].what.contains("seccomp filter"), "{reasons:?}");
+}
+
+fn restored_by_descriptor(dir: &Path) {
+    lines_of(&finish(program("threads").arg(format!("--image={}", image(dir, 0).display()))));
+    let mut command = program("restore");
+    command.arg(image(dir, 0)).arg(format!("--image={}", image(dir, 1).display()));
+    assert_eq!(lines_of(&finish(&mut command)), ["life 1"]);
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 1)))), ["life 2", "done", "joined"]);
 }
