@@ -2,6 +2,7 @@
 
 use std::{future::Future, io, net::SocketAddr};
 
+use crac_tokio::net::Connection;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -46,6 +47,21 @@ impl ConnectionInfo {
     /// The connection between `peer_addr` and `local_addr`.
     pub fn new(peer_addr: SocketAddr, local_addr: SocketAddr) -> Self {
         Self { peer_addr, local_addr }
+    }
+}
+
+/// Drains, hands over what has queued up, binds again in a restored life: see the type.
+impl Accept for crac_tokio::net::TcpListener {
+    type Io = Connection;
+
+    async fn accept(&mut self) -> io::Result<(Connection, ConnectionInfo)> {
+        let (connection, peer_addr) = crac_tokio::net::TcpListener::accept(self).await?;
+        let local_addr = connection.local_addr()?;
+        Ok((connection, ConnectionInfo::new(peer_addr, local_addr)))
+    }
+
+    fn drains(&self) -> bool {
+        true
     }
 }
 
