@@ -40,9 +40,10 @@ pub(crate) fn children(threads: &[Thread]) -> Vec<Obstacle> {
         .filter_map(|pid| {
             let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
             let stat = ProcessStat::parse(&text).ok()?;
-            let ended = if stat.state == b'Z' { ", ended and not waited for" } else { "" };
-            let subject = format!("process {pid} ({}){ended}", String::from_utf8_lossy(stat.name));
-            Some(Obstacle::new(ObstacleKind::Child, subject))
+            let ended = if stat.state == b'Z' { ", which has ended and was not waited for" } else { "" };
+            let owner = format!("the program {}{ended}", String::from_utf8_lossy(stat.name));
+            // The words of the native engine, which finds the same but no name.
+            Some(Obstacle::new(ObstacleKind::Child, format!("process {pid}")).owned_by(owner))
         })
         .collect()
 }
@@ -67,7 +68,9 @@ pub(crate) fn tracer() -> Result<Option<Obstacle>, AuditError> {
     let status = ProcessStatus::parse(&text).map_err(|_| AuditError::Malformed { path: path.into() })?;
     Ok((status.tracer != 0).then(|| {
         let name = fs::read_to_string(format!("/proc/{}/comm", status.tracer)).unwrap_or_default();
-        Obstacle::new(ObstacleKind::Tracer, format!("process {} ({})", status.tracer, name.trim_end()))
+        // The words of the native engine, as above.
+        let obstacle = Obstacle::new(ObstacleKind::Tracer, format!("process {} traces this one", status.tracer));
+        if name.is_empty() { obstacle } else { obstacle.owned_by(format!("the program {}", name.trim_end())) }
     }))
 }
 
@@ -78,7 +81,7 @@ pub(crate) fn breakpoints() -> Result<Option<Obstacle>, AuditError> {
     for mapping in crac_sys::proc::Mapping::all(&text) {
         let mapping = mapping.map_err(|_| AuditError::Malformed { path: path.into() })?;
         if mapping.name() == MappingName::Special(b"uprobes") {
-            let subject = format!("{:#x}-{:#x}, [uprobes]", mapping.start, mapping.end);
+            let subject = format!("mapping {:#x}-{:#x}, [uprobes]", mapping.start, mapping.end);
             return Ok(Some(Obstacle::new(ObstacleKind::Breakpoint, subject)));
         }
     }
