@@ -93,6 +93,21 @@ impl Image {
         self.header.file_bytes
     }
 
+    /// Where header, manifest and tables begin in the file.
+    pub fn metadata_offset(&self) -> u64 {
+        self.header.metadata_offset
+    }
+
+    /// Bytes of header, manifest and tables.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.header.metadata_bytes
+    }
+
+    /// Where the page data begin in the file.
+    pub fn data_offset(&self) -> u64 {
+        self.header.data_offset
+    }
+
     /// Bytes of memory that come from the image.
     pub fn data_bytes(&self) -> u64 {
         self.runs.iter().map(|run| run.end - run.start).sum()
