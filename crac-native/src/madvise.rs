@@ -49,9 +49,12 @@ pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, 
     if COUNT.load(Ordering::Acquire) != 0 && matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) {
         let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
         let touched = ranges().is_some_and(|ranges| overlaps(ranges, start, end));
-        // Where the fresh memory cannot be had (too many mappings) the pages are cleared by hand.
-        if touched && replace(start, end).is_err() {
-            return answer(Err(Errno::new(libc::ENOMEM)));
+        // The kernel refuses MADV_FREE for anything but anonymous memory, so this tells in one call whether some of the image
+        // is left in the range. The content is given up in either case.
+        // SAFETY: the caller's promise.
+        let still_mapped = touched && unsafe { mem::advise(start, len, libc::MADV_FREE) }.is_err();
+        if still_mapped && let Err(errno) = replace(start, end) {
+            return answer(Err(errno));
         }
     }
     // SAFETY: the caller's promise.
