@@ -67,7 +67,7 @@ impl Accept for crac_tokio::net::TcpListener {
 
 /// Without promises for a checkpoint: nothing is accepted while the door is shut, and that is all. What has queued up in the
 /// kernel by then is lost with the process, and whether the address is bound again in a restored life is up to the engine's policy.
-/// `crac_tokio::net::TcpListener` does both.
+/// [`crac_tokio::net::TcpListener`] does both.
 impl Accept for TcpListener {
     type Io = TcpStream;
 

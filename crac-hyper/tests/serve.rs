@@ -236,6 +236,36 @@ async fn a_connection_handed_over_while_shut_gets_503_and_one_that_is_not_waits(
     assert!(head(&mut stream).await.starts_with("http/1.1 200"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_listener_that_drains_who_waited_is_told_to_come_again_and_is_served_in_the_next_life() {
+    let context = context();
+    let mut pauses = pause(&context, Phase::Service);
+    let listener = crac_tokio::net::TcpListener::bind_in(&context, "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve_in(&context, listener, app().0).into_future());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    ask(&mut stream, "/").await;
+    head(&mut stream).await;
+    for (mode, answer) in [(Mode::Continue, "http/1.1 200"), (Mode::Exit, "http/1.1 503"), (Mode::Become, "http/1.1 503")] {
+        let round = round(&context, mode);
+        let go_on = pauses.recv().await.unwrap();
+        let mut queued = TcpStream::connect(address).await.unwrap();
+        ask(&mut queued, "/").await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        go_on.send(()).unwrap();
+        let text = head(&mut queued).await;
+        assert!(text.starts_with(answer), "{mode}: {text}");
+        drop(queued);
+        if mode.ends_original() {
+            assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "end of file, and not a reset");
+        }
+        round.await.unwrap().unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        ask(&mut stream, "/").await;
+        assert!(head(&mut stream).await.starts_with("http/1.1 200"));
+    }
+}
+
 #[tokio::test]
 async fn http_2_is_told_to_go_away_and_finishes_its_streams() {
     let context = context();
