@@ -1,8 +1,9 @@
 //! Coverage-guided fuzzing of everything that reads what others wrote, with the installed stable compiler.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use crac_testing::{lab::Lab, programs::take_from};
 
 use crate::{shell, workspace};
 
@@ -13,6 +14,9 @@ const TARGETS: [&str; 3] = ["image", "proc", "words"];
 const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
+
+/// More than the front of an image of a small service takes.
+const FRONT_BYTES: usize = 128 << 10;
 
 /// Runs every target for `seconds`. What was learned is kept below the target directory and used the next time.
 ///
@@ -26,6 +30,7 @@ pub(crate) fn run(seconds: u32) -> Result<()> {
     let mut build = shell::cargo(["build", "--release", "--target", triple, "--bins", "--manifest-path"]);
     build.arg(manifest).env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", INSTRUMENTATION);
     shell::run(&mut build, Duration::from_secs(20 * 60))?;
+    seed_images(&target.join("corpus/image"))?;
     for name in TARGETS {
         let (corpus, found) = (target.join("corpus").join(name), target.join("found").join(name));
         std::fs::create_dir_all(&corpus)?;
@@ -33,8 +38,24 @@ pub(crate) fn run(seconds: u32) -> Result<()> {
         let mut fuzz = shell::command(target.join(triple).join("release").join(name), []);
         fuzz.arg(&corpus).arg(workspace::root().join("fuzz/seeds").join(name));
         fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
+        fuzz.arg(format!("-max_len={FRONT_BYTES}"));
         fuzz.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]);
         shell::run(&mut fuzz, Duration::from_secs(u64::from(seconds) + 120))?;
     }
+    Ok(())
+}
+
+/// Puts the front of a real image, everything before its page data, where the fuzzer begins.
+fn seed_images(corpus: &Path) -> Result<()> {
+    shell::run(&mut shell::cargo(["build", "--package", "crac-cli", "--package", "web-server"]), Duration::from_secs(20 * 60))?;
+    take_from(&workspace::metadata()?.target_directory.join("debug"));
+    let lab = Lab::new();
+    let mut service = lab.web_server(&["--warm-mib", "0"]);
+    lab.crac_ok(["checkpoint", &service.pid().to_string(), "--image", "seed.crac"]);
+    ensure!(service.wait().success(), "the checkpoint failed:\n{}", service.output());
+    let image = std::fs::read(lab.file("seed.crac"))?;
+    let front = image.len().min(FRONT_BYTES);
+    std::fs::create_dir_all(corpus)?;
+    std::fs::write(corpus.join("seed"), &image[..front])?;
     Ok(())
 }
