@@ -63,7 +63,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
     let (manifest, program) = manifest::prepare(request)?;
     let image = match request.mode {
         Mode::Rehearse => None,
-        _ => Some(ImageFile::create(&request.image, options.fault)?),
+        _ => Some(ImageFile::create(&request.image, options.nameless, options.fault)?),
     };
     let image_path = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(request.image.as_os_str())).unwrap_or_default();
     let mut own: Vec<RawFd> = request.own_descriptors.clone();

@@ -1,5 +1,7 @@
 //! The engine as the coordinator sees it.
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
@@ -25,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) pagemap_scan: bool,
     pub(crate) kcmp: bool,
     pub(crate) duplicate_query: bool,
+    /// Whether the image may be a file without a name until it is complete.
+    pub(crate) nameless: bool,
     /// Seccomp filters that were there before the engine.
     pub(crate) filters_at_start: u32,
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -41,6 +45,7 @@ impl NativeEngine {
                 pagemap_scan: true,
                 kcmp: true,
                 duplicate_query: true,
+                nameless: true,
                 filters_at_start: filters(),
                 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
                 fault: None,
@@ -76,6 +81,14 @@ impl NativeEngine {
     #[must_use]
     pub fn with_duplicate_query(mut self, allowed: bool) -> Self {
         self.options.duplicate_query = allowed;
+        self
+    }
+
+    /// Whether `O_TMPFILE` may be used; not every filesystem has it. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_nameless_file(mut self, allowed: bool) -> Self {
+        self.options.nameless = allowed;
         self
     }
 
@@ -121,7 +134,29 @@ fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, 
             instead: "build for x86_64-unknown-linux-gnu".into(),
         });
     }
-    crate::capture::capture(options, request)
+    // The engine's state in the process is one; a second capture at the same time would be a mistake of the caller.
+    static BUSY: AtomicBool = AtomicBool::new(false);
+    struct Busy;
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            // In a restored life as well: it begins inside the capture.
+            BUSY.store(false, Ordering::Release);
+        }
+    }
+    if BUSY.swap(true, Ordering::Acquire) {
+        return Err(EngineError::Failed {
+            what: "cannot capture: another capture of this process is under way".into(),
+            hint: "hint: ask the coordinator, which takes one request at a time".into(),
+        });
+    }
+    let _busy = Busy;
+    let outcome = crate::capture::capture(options, request);
+    match &outcome {
+        Ok(Captured::Restored(life)) => tracing::debug!(image = %life.image_id, generation = life.generation, "restored"),
+        Ok(Captured::Original(report)) => tracing::debug!(mode = %request.mode, bytes = report.bytes, "looked at everything"),
+        Err(error) => tracing::debug!(mode = %request.mode, %error, "not captured"),
+    }
+    outcome
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]

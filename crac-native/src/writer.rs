@@ -46,7 +46,10 @@ pub(crate) struct ImageFile {
 
 impl ImageFile {
     /// Creates a file in the directory of `target`, so that everything that can go wrong with the place does so early.
-    pub(crate) fn create(target: &Path, fault: Option<Fault>) -> Result<Self, EngineError> {
+    ///
+    /// Without `nameless`, or where the filesystem has no such files, it is called `.crac-*.tmp` until it is complete; a process
+    /// that is killed then leaves it behind.
+    pub(crate) fn create(target: &Path, nameless: bool, fault: Option<Fault>) -> Result<Self, EngineError> {
         let error =
             |source: io::Error, hint: &str| EngineError::Write { path: target.to_owned(), source, hint: format!("hint: {hint}") };
         let name = target.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
@@ -73,7 +76,11 @@ impl ImageFile {
             written: 0,
         };
         let hint = "choose a directory this user may write to with --image";
-        match fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, MODE) {
+        let opened = match nameless {
+            true => fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, MODE),
+            false => Err(Errno::new(libc::EOPNOTSUPP)),
+        };
+        match opened {
             Ok(file) => image.file = Some(file),
             Err(errno) if [libc::EOPNOTSUPP, libc::EISDIR, libc::ENOENT].contains(&errno.number()) => {
                 image.new_aside().map_err(|errno| error(errno.into(), hint))?;

@@ -77,6 +77,14 @@ pub(crate) fn memory() {
     bytes(wiped, PAGE).fill(0x22);
     // SAFETY: the test's own mapping.
     assert_eq!(unsafe { madvise(wiped.cast(), PAGE, libc::MADV_WIPEONFORK) }, 0);
+    // Droppable memory, which the C library keeps its random state in (Linux 6.11).
+    const MAP_DROPPABLE: i32 = 0x08;
+    // SAFETY: the kernel chooses the place.
+    let droppable = unsafe { libc::mmap(ptr::null_mut(), PAGE, RW, MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1, 0) }.cast::<u8>();
+    let droppable = (droppable.cast() != libc::MAP_FAILED).then_some(droppable);
+    if let Some(at) = droppable {
+        bytes(at, PAGE).fill(0x22);
+    }
     let guarded = map(8 * PAGE, RW, anonymous, -1);
     bytes(guarded, 8 * PAGE).fill(0x33);
     const MADV_GUARD_INSTALL: i32 = 102;
@@ -101,6 +109,9 @@ pub(crate) fn memory() {
         protect(libc::PROT_NONE);
         let expected = if generation == 0 { 0x22 } else { 0 };
         assert!(bytes(wiped, PAGE).iter().all(|byte| *byte == expected), "wiped like in a fork");
+        if let Some(at) = droppable {
+            assert!(bytes(at, PAGE).iter().all(|byte| *byte == expected), "dropped like in a fork");
+        }
         if guards {
             assert!(bytes(guarded, 2 * PAGE).iter().all(|byte| *byte == 0x33));
             // The kernel answers EFAULT where a guard is.

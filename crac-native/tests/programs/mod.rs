@@ -61,6 +61,8 @@ fn engine() -> NativeEngine {
         Ok(fault) => engine.with_fault(&fault).unwrap(),
         Err(_) => engine
             .with_pagemap_scan(std::env::var_os("CRAC_TEST_NO_SCAN").is_none())
+            .with_nameless_file(std::env::var_os("CRAC_TEST_NO_TMPFILE").is_none())
+            .with_duplicate_query(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
             .with_kcmp(std::env::var_os("CRAC_TEST_NO_KCMP").is_none()),
     }
 }
@@ -82,6 +84,9 @@ fn lives(mut check: impl FnMut(u64)) {
         if argument("--mode=", None).as_deref() == Some("become") && std::env::var("CRAC_TEST_PROGRAM").as_deref() == Ok("single")
         {
             println!("pid {}", std::process::id());
+        }
+        if let Some(file) = argument("--delete=", life.as_ref()) {
+            std::fs::remove_file(file).unwrap();
         }
         let Some(image) = argument("--image=", life.as_ref()) else { break };
         let mode = match argument("--mode=", life.as_ref()).as_deref() {

@@ -37,6 +37,10 @@ const TESTS: &[(&str, Test)] = &[
     ("a_checked_image_is_executed_by_its_descriptor", restored_by_descriptor),
     ("a_damaged_image_is_refused", damaged_images),
     ("an_image_that_others_may_write_is_refused", untrusted_images),
+    ("an_image_of_a_stranger_is_refused", image_of_a_stranger),
+    ("an_image_of_another_host_is_a_reason_to_start_cold", images_of_other_hosts),
+    ("a_filesystem_without_nameless_files_will_do", named_file),
+    ("an_image_may_be_deleted_while_it_runs", deleted_image),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
 ];
 
@@ -417,4 +421,71 @@ fn restored_by_descriptor(dir: &Path) {
     command.arg(image(dir, 0)).arg(format!("--image={}", image(dir, 1).display()));
     assert_eq!(lines_of(&finish(&mut command)), ["life 1"]);
     assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 1)))), ["life 2", "done", "joined"]);
+}
+
+fn named_file(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    assert_eq!(lines_of(&finish(program("threads").env("CRAC_TEST_NO_TMPFILE", "1").arg(&to))), ["life 0"]);
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 0)))), ["life 1", "done", "joined"]);
+    assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 1);
+}
+
+fn deleted_image(dir: &Path) {
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    lines_of(&finish(program("threads").arg(to(0))));
+    let gone = format!("--delete={}", image(dir, 0).display());
+    assert_eq!(lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1), &gone]))), ["life 1"]);
+    assert!(!image(dir, 0).exists());
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 1)))), ["life 2", "done", "joined"]);
+}
+
+fn image_of_a_stranger(dir: &Path) {
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: only root can give a file to somebody else");
+        return;
+    }
+    let path = image(dir, 0);
+    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
+    std::os::unix::fs::chown(&path, Some(4321), Some(4321)).expect("root may");
+    let reasons = crac_native::restore::Restore::open(&path, None).expect_err("a stranger's");
+    assert!(reasons[0].what.contains("belongs to user 4321"), "{reasons:?}");
+    let output = finish(&mut Command::new(&path));
+    assert_eq!(output.status.code(), Some(21), "{output:?}");
+}
+
+fn images_of_other_hosts(dir: &Path) {
+    use crac_native::{
+        image::reseal,
+        layout::{CpuRecord, Header, PrivilegeRecord, VdsoRecord},
+        restore::{Restore, Verdict},
+    };
+    use std::mem::offset_of;
+
+    let path = image(dir, 0);
+    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
+    let whole = std::fs::read(&path).expect("the image");
+    let metadata = boot_end(&whole);
+    for (at, byte, part) in [
+        (offset_of!(Header, captured_monotonic_ns) + 7, 0x10, "backwards"),
+        (offset_of!(Header, cpu) + offset_of!(CpuRecord, features) + 7, 0xff, "processor"),
+        (offset_of!(Header, vdso) + offset_of!(VdsoRecord, code_sum), 0, "vdso"),
+        (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, uid), 77, "ran as user"),
+        (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, permitted) + 7, 1, "capabilities"),
+        (offset_of!(Header, page_size) + 2, 1, "pages have"),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[metadata + at] ^= byte.max(1);
+        reseal(&mut bytes);
+        std::fs::remove_file(&path).expect("written before");
+        std::fs::write(&path, bytes).expect("room");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own file");
+        let reasons = Restore::open(&path, None).expect_err(part);
+        assert_eq!(reasons.len(), 1, "{reasons:?}");
+        assert_eq!(reasons[0].verdict, Verdict::StartCold);
+        assert!(reasons[0].what.contains(part), "{part}: {reasons:?}");
+        let output = finish(&mut Command::new(&path));
+        assert_eq!(output.status.code(), Some(20), "{part}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{part}: {output:?}");
+    }
 }
