@@ -1,0 +1,97 @@
+//! The proof: a process is saved by the engine, executes its image, and goes on.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crac_core::{CaptureRequest, Captured, Engine, EngineError, Host, ImageId, ImageMetadata, Mode, NoHost, Policy};
+use crac_native::NativeEngine;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+use crate::{exit::Exit, failure::Failure, output};
+
+/// How long the process on trial may take.
+const TRIAL_MAX: Duration = Duration::from_secs(20);
+/// What it says when it is back.
+const BACK: &str = "back";
+
+/// Save this process into an image and become it: the process on trial of `crac doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TrialArgs {
+    /// Where the image goes; absolute.
+    image: PathBuf,
+}
+
+/// The process on trial.
+pub(crate) fn run(args: TrialArgs) -> Result<Exit, Failure> {
+    let metadata = ImageMetadata::new("crac-doctor-trial", ImageId(NoHost.fresh_id()), 0, None);
+    let policy = Policy::new();
+    match NativeEngine::new().capture(CaptureRequest::new(args.image, Mode::Become, metadata, &policy)) {
+        Ok(Captured::Restored(life)) if life.generation == 1 => {
+            output::line(BACK);
+            Ok(Exit::Done)
+        }
+        Ok(other) => Err(Failure::new(Exit::Bug, format!("the engine came back as {other:?}"))),
+        Err(EngineError::Refused(obstacles)) => {
+            let all = obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            Err(Failure::new(Exit::Refused, all))
+        }
+        Err(error) => Err(Failure::new(Exit::Failed, error.to_string())),
+    }
+}
+
+/// Starts a process that goes on trial with its image in `dir`, and tells how it went.
+pub(crate) fn hold(dir: &Path) -> Result<String, String> {
+    let name = format!(".crac-doctor-{}.crac", std::process::id());
+    let image = std::path::absolute(dir).map_err(|error| error.to_string())?.join(name);
+    let begun = Instant::now();
+    let said = watch(&image);
+    let took = begun.elapsed();
+    // Where there is none, none was written.
+    let _ = std::fs::remove_file(&image);
+    said.map(|()| format!("a process was saved and restored itself in {:.1} ms, start included", took.as_secs_f64() * 1e3))
+}
+
+fn watch(image: &Path) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| format!("this program cannot be found: {error}"))?;
+    let mut command = Command::new(program);
+    command.arg("doctor-trial").arg(image).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("no process can be started: {error}"))?;
+    let in_time = ends_in_time(&child);
+    if !in_time {
+        // It may have ended just now.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().map_err(|error| format!("the process cannot be waited for: {error}"))?;
+    let mut said = String::new();
+    // Bytes that are no text are no answer either.
+    let _ = output.stderr.as_slice().read_to_string(&mut said);
+    if !in_time {
+        return Err(format!("the process was not back after {} s; {}", TRIAL_MAX.as_secs(), said.trim()));
+    }
+    if output.status.success() && output.stdout.starts_with(BACK.as_bytes()) {
+        return Ok(());
+    }
+    let said = said.trim().strip_prefix("crac: ").unwrap_or(said.trim()).to_owned();
+    Err(format!("{said} ({})", output.status))
+}
+
+/// Whether `child` ends within [`TRIAL_MAX`]. It says little, so that its pipes do not fill up.
+fn ends_in_time(child: &std::process::Child) -> bool {
+    let Ok(process) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return false };
+    let deadline = Instant::now() + TRIAL_MAX;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Timespec::try_from(left).ok().as_ref()) {
+            Ok(ready) => return ready > 0,
+            Err(rustix::io::Errno::INTR) if !left.is_zero() => {}
+            Err(_) => return false,
+        }
+    }
+}

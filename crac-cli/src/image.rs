@@ -1,0 +1,214 @@
+//! Images of the native engine, as the verbs see them.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crac_native::{
+    Executable, Manifest,
+    image::{Image, ImageError},
+    restore::{Mismatch, Restore, Verdict},
+};
+use serde::Serialize;
+
+use crate::{exit::Exit, output};
+
+/// Why an image is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Reason {
+    #[serde(skip)]
+    pub(crate) exit: Exit,
+    pub(crate) what: String,
+}
+
+impl From<Mismatch> for Reason {
+    fn from(mismatch: Mismatch) -> Self {
+        let exit = match mismatch.verdict {
+            Verdict::StartCold => Exit::StartCold,
+            Verdict::Untrusted => Exit::Untrusted,
+            _ => Exit::Bug,
+        };
+        Self { exit, what: mismatch.what }
+    }
+}
+
+impl From<ImageError> for Reason {
+    fn from(error: ImageError) -> Self {
+        let exit = match &error {
+            ImageError::Version { .. } => Exit::StartCold,
+            ImageError::Inconsistent { .. } => Exit::Bug,
+            ImageError::Read(_) => Exit::Failed,
+            _ => Exit::Untrusted,
+        };
+        Self { exit, what: error.to_string() }
+    }
+}
+
+/// An image that fits, open.
+#[derive(Debug)]
+pub(crate) struct Fitting(Restore);
+
+impl Fitting {
+    /// Becomes the captured process. Returns only what stood in the way.
+    pub(crate) fn exec(self, arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> io::Error {
+        self.0.exec(arguments, environment)
+    }
+}
+
+/// Opens the image at `path` if it fits this host, this user and, if given, the build of `program`.
+///
+/// # Errors
+///
+/// Every reason why not, the gravest first.
+pub(crate) fn open(path: &Path, program: Option<&Path>) -> Result<Fitting, Vec<Reason>> {
+    let program = program.map(Executable::of).transpose().map_err(|error| {
+        vec![Reason { exit: Exit::StartCold, what: format!("cannot tell the build of the program: {error}") }]
+    })?;
+    let opened = Restore::open(path, program.as_ref());
+    opened.map(Fitting).map_err(|mismatches| mismatches.into_iter().map(Reason::from).collect())
+}
+
+/// What an image says about itself.
+#[derive(Debug, Serialize)]
+pub(crate) struct Inspection {
+    pub(crate) file: PathBuf,
+    pub(crate) image_id: String,
+    /// Of the life that was captured; a restored one has one more.
+    pub(crate) generation: u64,
+    pub(crate) manifest: Manifest,
+    /// Length of the file, holes included.
+    pub(crate) file_bytes: u64,
+    /// What it takes on disk.
+    pub(crate) disk_bytes: u64,
+    /// Memory that comes from the image.
+    pub(crate) data_bytes: u64,
+    pub(crate) metadata_offset: u64,
+    pub(crate) metadata_bytes: u64,
+    pub(crate) data_offset: u64,
+    pub(crate) mappings: usize,
+    pub(crate) guards: usize,
+    pub(crate) descriptors: Vec<Descriptor>,
+    pub(crate) threads: Vec<Thread>,
+    /// Files that have to be what they were.
+    pub(crate) files: Vec<String>,
+    /// Whether it could be restored here and now.
+    pub(crate) fits: bool,
+    /// Why not.
+    pub(crate) reasons: Vec<Reason>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Descriptor {
+    pub(crate) number: i32,
+    pub(crate) what: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Thread {
+    /// In the life that was captured.
+    pub(crate) tid: i32,
+    pub(crate) name: String,
+}
+
+/// Reads the image at `path` without running it.
+///
+/// # Errors
+///
+/// If it is none, or damaged.
+pub(crate) fn inspect(path: &Path) -> Result<Inspection, Reason> {
+    let file = open_file(path)?;
+    describe(path, &file, &Image::read(&file)?)
+}
+
+/// Reads every byte of the image at `path`.
+///
+/// # Errors
+///
+/// If it is none, or damaged.
+pub(crate) fn verify(path: &Path) -> Result<Inspection, Reason> {
+    let file = open_file(path)?;
+    describe(path, &file, &crac_native::image::verify(&file)?)
+}
+
+fn open_file(path: &Path) -> Result<File, Reason> {
+    // Whatever it is, opening it does nothing and does not wait.
+    let flags = (rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let failed = |error: io::Error| Reason { exit: Exit::Failed, what: format!("cannot open it: {error}") };
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() {
+        Ok(file)
+    } else {
+        Err(Reason { exit: Exit::Untrusted, what: "it is not a regular file".into() })
+    }
+}
+
+fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reason> {
+    let failed = |error: io::Error| Reason { exit: Exit::Failed, what: format!("cannot look at it: {error}") };
+    let reasons: Vec<Reason> = open(path, None).err().unwrap_or_default();
+    Ok(Inspection {
+        file: path.to_owned(),
+        image_id: image.id().to_string(),
+        generation: image.generation(),
+        manifest: image.manifest().clone(),
+        file_bytes: image.file_bytes(),
+        disk_bytes: file.metadata().map_err(failed)?.blocks() * 512,
+        data_bytes: image.data_bytes(),
+        metadata_offset: image.metadata_offset(),
+        metadata_bytes: image.metadata_bytes(),
+        data_offset: image.data_offset(),
+        mappings: image.mapping_count(),
+        guards: image.guard_count(),
+        descriptors: image.descriptors().map(|(number, what)| Descriptor { number, what }).collect(),
+        threads: image.threads().map(|(tid, name)| Thread { tid, name }).collect(),
+        files: image.files().map(str::to_owned).collect(),
+        fits: reasons.is_empty(),
+        reasons,
+    })
+}
+
+impl Inspection {
+    /// For people.
+    pub(crate) fn print(&self) {
+        let manifest = &self.manifest;
+        let field = |name: &str, value: &dyn std::fmt::Display| output::line(format_args!("{name:<14}{value}"));
+        field("image", &self.file.display());
+        field("service", &manifest.service.name);
+        field("image id", &self.image_id);
+        field("generation", &self.generation);
+        if let Some(parent) = manifest.service.parent {
+            field("parent", &parent);
+        }
+        field("program", &format_args!("{} (build {})", manifest.executable.path.display(), manifest.executable.build_id));
+        field("arguments", &manifest.arguments.join(" "));
+        field("captured", &format_args!("{} s after 1970, on {}, process {}", manifest.captured_s, manifest.host, manifest.pid));
+        field("kernel", &manifest.kernel);
+        let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
+        field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));
+        field("memory", &format_args!("{} mappings, {} guard regions", self.mappings, self.guards));
+        field("threads", &self.threads.len());
+        self.threads.iter().for_each(|thread| output::line(format_args!("  {:<12}{}", thread.tid, thread.name)));
+        field("descriptors", &self.descriptors.len());
+        self.descriptors
+            .iter()
+            .for_each(|descriptor| output::line(format_args!("  {:<12}{}", descriptor.number, descriptor.what)));
+        if !self.files.is_empty() {
+            field("needs files", &self.files.join(", "));
+        }
+        if self.fits {
+            field("fits here", &"yes");
+        } else {
+            field("fits here", &"no");
+            self.reasons.iter().for_each(|reason| output::line(format_args!("  {}", reason.what)));
+        }
+    }
+
+    /// What a verification has found, in one line.
+    pub(crate) fn verified(&self) -> String {
+        let (file, data) = (self.file.display(), output::mib(self.data_bytes));
+        format!("{file}: header, manifest, tables and {data} of page data are as they were written")
+    }
+}

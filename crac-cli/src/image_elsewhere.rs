@@ -1,0 +1,57 @@
+//! Twin of `image.rs` for systems and processors without the native engine: nothing fits.
+
+use std::{convert::Infallible, ffi::OsString, io, path::Path};
+
+use serde::Serialize;
+
+use crate::exit::Exit;
+
+/// Why an image is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Reason {
+    #[serde(skip)]
+    pub(crate) exit: Exit,
+    pub(crate) what: String,
+}
+
+/// An image that fits: there is none.
+#[derive(Debug)]
+pub(crate) struct Fitting(Infallible);
+
+impl Fitting {
+    pub(crate) fn exec(self, _arguments: Vec<OsString>, _environment: Vec<(OsString, OsString)>) -> io::Error {
+        match self.0 {}
+    }
+}
+
+/// What an image says about itself: nothing can be read.
+#[derive(Debug, Serialize)]
+pub(crate) struct Inspection(Infallible);
+
+impl Inspection {
+    pub(crate) fn print(&self) {
+        match self.0 {}
+    }
+
+    pub(crate) fn verified(&self) -> String {
+        match self.0 {}
+    }
+}
+
+pub(crate) fn open(_path: &Path, _program: Option<&Path>) -> Result<Fitting, Vec<Reason>> {
+    Err(vec![reason()])
+}
+
+pub(crate) fn inspect(_path: &Path) -> Result<Inspection, Reason> {
+    Err(reason())
+}
+
+pub(crate) fn verify(_path: &Path) -> Result<Inspection, Reason> {
+    Err(reason())
+}
+
+fn reason() -> Reason {
+    let what =
+        format!("images of the native engine are for x86_64 Linux, not {} on {}", std::env::consts::OS, std::env::consts::ARCH);
+    Reason { exit: Exit::StartCold, what }
+}

@@ -1,0 +1,28 @@
+//! `crac inspect`: what is in an image, without running it.
+
+use std::path::PathBuf;
+
+use crate::{exit::Exit, failure::Failure, image, output};
+
+/// Show what is in an image and whether it fits here. Never runs it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
+    let inspection = image::inspect(&args.image)
+        .map_err(|reason| Failure::new(reason.exit, format!("cannot inspect {}: {}", args.image.display(), reason.what)))?;
+    if args.json {
+        output::json(&inspection);
+    } else {
+        inspection.print();
+    }
+    Ok(Exit::Done)
+}
