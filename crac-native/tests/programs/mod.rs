@@ -34,6 +34,7 @@ pub(crate) fn run(name: &str) {
         // The engine is called on a thread of its own in a service; the main thread is one of many.
         "other-thread" => std::thread::spawn(threads).join().unwrap(),
         "many" => many(),
+        "churn" => churn(),
         "restore" => {
             let image = PathBuf::from(std::env::args_os().nth(1).unwrap());
             let restore = crac_native::restore::Restore::open(&image, None).unwrap();
@@ -211,6 +212,38 @@ fn many() {
         gate.0.wait();
         gate.1.wait();
     });
+}
+
+/// Threads begin and end, ask the clock, allocate, and compute without a pause, through hundreds of freezes.
+fn churn() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let spawn = |work: fn()| {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                work();
+            }
+        })
+    };
+    let threads = [
+        spawn(|| std::thread::spawn(|| ()).join().unwrap()),
+        spawn(|| (0..8).map(|_| std::thread::spawn(|| vec![1_u8; 4096])).for_each(|thread| drop(thread.join()))),
+        spawn(|| assert!((0..1000).map(|_| std::time::Instant::now()).is_sorted())),
+        spawn(|| drop((0..100).map(|size| vec![1_u8; size * 100]).collect::<Vec<_>>())),
+        spawn(|| assert!((0..10_000).map(f64::from).map(f64::sqrt).sum::<f64>() > 0.0)),
+    ];
+    let (engine, policy) = (engine(), Policy::new());
+    for round in 0..300 {
+        let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+        let request = CaptureRequest::new(PathBuf::from("/nowhere"), Mode::Rehearse, metadata, &policy);
+        match engine.capture(request) {
+            Ok(Captured::Original(report)) => assert!(report.bytes > 0),
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    println!("churned");
 }
 
 /// Tells what the second life was started with.
