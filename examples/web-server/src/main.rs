@@ -29,9 +29,10 @@ async fn main() -> anyhow::Result<()> {
     let warm = Warm::build(args.warm_mib);
     let shop = Shop { orders, warm, ticks: Ticks::start(), counter: Arc::default() };
 
-    let listen = args.listen;
-    let listener = tokio::net::TcpListener::bind(listen).await?;
-    tracing::info!(%listen, name = args.name, warm_mib = args.warm_mib, "serving");
+    let listener = crac::net::TcpListener::bind(args.listen)
+        .await?
+        .on_restore(|life| args::listen_again(life.args()).unwrap_or_else(|error| error.exit()));
+    tracing::info!(listen = %args.listen, name = args.name, warm_mib = args.warm_mib, "serving");
     crac::http::serve(listener, routes::router(shop)).with_graceful_shutdown(told_to_stop()).await?;
     Ok(())
 }
