@@ -5,7 +5,7 @@
 //! freeze   every other thread is parked     ┐
 //! look     memory, descriptors, settings    │ arena and system calls only
 //! write    nothing decided any more         │
-//! publish  fsync, link, rename              ┘
+//! publish  fsync, link, rename              ┘                              continue mode: `beside.rs`
 //! exit, become, or thaw                                                    restored life: `resumed.rs`
 //! ```
 #![expect(unsafe_code, reason = "parks the calling thread, and hands plain records to the file as bytes")]
@@ -23,6 +23,7 @@ use crac_sys::{Errno, fs, mem::PAGE_SIZE, process, signal};
 use crate::{
     arch::{self, Resume},
     arena::{Arena, ArenaVec},
+    beside::Copy,
     descriptors::{self, Survey},
     engine::Options,
     exec,
@@ -174,7 +175,7 @@ impl<'a> Work<'a, '_> {
             Err(FreezeError::Unstoppable) => return Err(Stop::Refused),
             Err(FreezeError::System(what, errno)) => return Err(Stop::System((what, errno))),
         };
-        let froze = facts::now();
+        let froze = frozen.since;
         self.stage("freeze", self.began);
         Fault::check(&mut fault, Point::Freeze).map_err(|errno| ("freezing (a fault was asked for)", errno))?;
         self.request.watch.reached(CaptureProgress::Frozen { threads: frozen.threads().len() + 1 });
@@ -190,8 +191,13 @@ impl<'a> Work<'a, '_> {
         let Some(mut image) = self.image.take() else {
             return Ok(memory.data_bytes() + header.data_offset);
         };
+        if self.request.mode == Mode::Continue {
+            return self.save_beside(frozen, &mut image, &mut header, &mut memory, &tables);
+        }
         let start = facts::now();
-        let written = self.write(&mut image, &mut header, &mut memory, &tables);
+        let watch = &self.request.watch;
+        let mut progress = |bytes| watch.reached(CaptureProgress::Written { bytes });
+        let written = self.write(&mut image, &mut header, &mut memory, &tables, &mut progress);
         self.stage("write", start);
         let start = facts::now();
         let published = written.and_then(|()| image.publish().map_err(|errno| ("making the image durable", errno)));
@@ -200,10 +206,7 @@ impl<'a> Work<'a, '_> {
             image.retract();
             return Err(Stop::Write(problem));
         }
-        let bytes = image.bytes_on_disk();
-        let now = facts::now();
-        let (elapsed, frozen_for) = (now.saturating_sub(self.began), now.saturating_sub(froze));
-        self.request.watch.reached(CaptureProgress::Durable { bytes, elapsed, frozen: frozen_for });
+        self.durable(image.bytes_on_disk(), froze, facts::now());
         match self.request.mode {
             Mode::Become => {
                 let errno = self.become_image(&mut image);
@@ -213,6 +216,44 @@ impl<'a> Work<'a, '_> {
             // The only other mode that writes: nothing runs any more in this process.
             _ => process::exit_group(0),
         }
+    }
+
+    /// Has a copy of the process write the image, while this one goes on.
+    fn save_beside(
+        &mut self,
+        frozen: Frozen<'a>,
+        image: &mut ImageFile,
+        header: &mut Header,
+        memory: &mut Memory<'a>,
+        tables: &Tables<'a>,
+    ) -> Result<u64, Stop> {
+        let (arena, watch) = (self.arena, self.request.watch.clone());
+        let froze = frozen.since;
+        let start = facts::now();
+        let mut save = |image: &mut ImageFile, progress: &mut dyn FnMut(u64)| self.write(image, header, memory, tables, progress);
+        let copy = Copy::start(arena, image, &mut save)?;
+        drop(frozen);
+        let thawed = facts::now();
+        self.stage("copy", start);
+        let waited = copy.wait(&*watch);
+        self.stage("write", thawed);
+        match waited {
+            Ok(bytes) => {
+                self.durable(bytes, froze, thawed);
+                Ok(bytes)
+            }
+            Err(problem) => {
+                image.clean_up();
+                Err(Stop::Write(problem))
+            }
+        }
+    }
+
+    /// Tells that the image is complete.
+    fn durable(&self, bytes: u64, froze: Duration, thawed: Duration) {
+        let elapsed = facts::now().saturating_sub(self.began);
+        let frozen = thawed.saturating_sub(froze);
+        self.request.watch.reached(CaptureProgress::Durable { bytes, elapsed, frozen });
     }
 
     /// Facts and plan.
@@ -240,6 +281,17 @@ impl<'a> Work<'a, '_> {
         let kernel = kernel_version();
         let entries = facts::mappings(arena)?;
         let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
+        if self.request.mode == Mode::Continue {
+            for entry in entries.iter().filter(|entry| entry.flags.contains(b"dc") && !entry.flags.contains(b"pf")) {
+                let (start, end) = (entry.mapping.start, entry.mapping.end);
+                obstacles.push(
+                    ObstacleKind::MemoryOther,
+                    format_args!(
+                        "mapping {start:#x}-{end:#x} is not copied to children (MADV_DONTFORK), and the mode is continue"
+                    ),
+                );
+            }
+        }
         let sources = Sources { arena, entries, image: madvise::backing_file(), stack_flag: kernel >= 6 << 16 | 7 };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
         if memory.vdso.start == 0 {
@@ -323,6 +375,7 @@ impl<'a> Work<'a, '_> {
         header: &mut Header,
         memory: &mut Memory<'_>,
         tables: &Tables<'_>,
+        progress: &mut dyn FnMut(u64),
     ) -> Result<(), Problem> {
         let writing = |errno| ("writing the image", errno);
         let reading = |errno| ("opening /proc/self/mem", errno);
@@ -331,11 +384,9 @@ impl<'a> Work<'a, '_> {
         image.set_len(header.file_bytes).map_err(writing)?;
         let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
         let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
-        let watch = &self.request.watch;
         for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
             let is_indirect = *is_indirect != 0;
-            let mut step = |bytes| watch.reached(CaptureProgress::Written { bytes });
-            let written = image.write_run(run, &mut reader, is_indirect, &mut step);
+            let written = image.write_run(run, &mut reader, is_indirect, progress);
             written.map_err(|errno| ("writing the memory into the image", errno))?;
         }
         let sections: [(&[u8], Section); 11] = [

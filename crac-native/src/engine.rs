@@ -14,6 +14,8 @@ use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
 /// * `Mode::Exit`: once the image is durable the process exits with status 0, without having run anything else.
 /// * `Mode::Become`: the process executes the image, with the environment of its own start and no arguments. If the kernel
 ///   refuses, the image is removed, the process goes on, and the error says why.
+/// * `Mode::Continue`: a copy of the process writes the image; the process stands still for about as long as a `fork` takes,
+///   and the call returns when the image is durable. Memory with `MADV_DONTFORK` is an obstacle here.
 /// * `Mode::Rehearse`: freeze and plan, all obstacles, nothing is written.
 #[derive(Debug, Clone)]
 pub struct NativeEngine {
@@ -113,15 +115,18 @@ impl Default for NativeEngine {
 
 impl Engine for NativeEngine {
     fn needs(&self) -> Needs {
-        Needs::new("native", &[Mode::Exit, Mode::Become, Mode::Rehearse])
+        Needs::new("native", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse])
     }
 
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
-        let instead = match request.mode {
-            Mode::Exit | Mode::Become | Mode::Rehearse => return capture(&self.options, &request),
-            _ => "checkpoint with exit or become".to_owned(),
-        };
-        Err(EngineError::Unsupported { engine: "native", what: format!("mode {}", request.mode), instead })
+        match request.mode {
+            Mode::Exit | Mode::Become | Mode::Continue | Mode::Rehearse => capture(&self.options, &request),
+            mode => Err(EngineError::Unsupported {
+                engine: "native",
+                what: format!("mode {mode}"),
+                instead: "checkpoint with exit, become or continue".into(),
+            }),
+        }
     }
 }
 

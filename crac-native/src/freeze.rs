@@ -153,6 +153,8 @@ pub(crate) struct Frozen<'a> {
     threads: ArenaVec<'a, Parked>,
     /// The disposition of the freeze signal outside of freezes.
     pub(crate) previous: Action,
+    /// Monotonic time at which the first thread was asked to stop.
+    pub(crate) since: Duration,
     /// A signal was sent that nobody has taken yet: the handler has to stay.
     stray: bool,
 }
@@ -204,7 +206,7 @@ impl<'a> Frozen<'a> {
         // SAFETY: the handler takes three arguments as SA_SIGINFO promises, uses only system calls and atomics, and is code of
         // this program; the restorer issues rt_sigreturn.
         unsafe { signal::set_action(FREEZE_SIGNAL, &ours) }.map_err(system("installing the freeze handler"))?;
-        let mut frozen = Self { threads: ArenaVec::new(arena), previous, stray: already };
+        let mut frozen = Self { threads: ArenaVec::new(arena), previous, since: crate::facts::now(), stray: already };
         frozen.stop(arena, cookie, room, deadline, obstacles)?;
         EXPECTED.store(frozen.threads.len() as u32, Relaxed);
         Ok(frozen)

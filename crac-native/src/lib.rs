@@ -44,6 +44,8 @@ mod arch;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod arena;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod beside;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod capture;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod descriptors;

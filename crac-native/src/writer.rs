@@ -83,7 +83,7 @@ impl ImageFile {
         match opened {
             Ok(file) => image.file = Some(file),
             Err(errno) if [libc::EOPNOTSUPP, libc::EISDIR, libc::ENOENT].contains(&errno.number()) => {
-                image.new_aside().map_err(|errno| error(errno.into(), hint))?;
+                image.draw_aside().map_err(|errno| error(errno.into(), hint))?;
                 let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
                 let file = fs::open_at(image.directory.as_raw_fd(), image.aside_name(), flags, MODE);
                 image.file = Some(file.map_err(|errno| error(errno.into(), hint))?);
@@ -105,8 +105,8 @@ impl ImageFile {
         self.file.as_ref().map_or(self.directory.as_fd(), AsFd::as_fd)
     }
 
-    /// Draws a name beside the target.
-    fn new_aside(&mut self) -> Result<(), Errno> {
+    /// Draws a name beside the target. A capture in a copy draws it before, so that the original knows what to remove.
+    pub(crate) fn draw_aside(&mut self) -> Result<(), Errno> {
         let mut random = [0; 8];
         process::random(&mut random)?;
         self.aside = FixedText::new();
@@ -185,7 +185,9 @@ impl ImageFile {
         fs::sync(self.fd())?;
         Fault::check(&mut self.fault, Point::Link)?;
         if !self.has_aside {
-            self.new_aside()?;
+            if self.aside.as_bytes().is_empty() {
+                self.draw_aside()?;
+            }
             fs::link_nameless(self.fd(), self.directory.as_fd(), self.aside_name())?;
             self.has_aside = true;
         }
@@ -208,6 +210,11 @@ impl ImageFile {
         let file = fs::open_at(self.directory.as_raw_fd(), &self.target, libc::O_RDONLY | libc::O_NOFOLLOW, 0)?;
         let found = fs::stat(file.as_fd())?;
         if (written.st_dev, written.st_ino) == (found.st_dev, found.st_ino) { Ok(file) } else { Err(Errno::new(libc::ESTALE)) }
+    }
+
+    /// Removes what a copy that failed may have left beside the target.
+    pub(crate) fn clean_up(&mut self) {
+        self.has_aside = !self.aside.as_bytes().is_empty();
     }
 
     /// Takes back an image that was published and turned out not to work.

@@ -232,3 +232,20 @@ pub fn is_noexec(fd: BorrowedFd<'_>) -> bool {
     let answer = unsafe { syscall(libc::SYS_fstatfs, [fd.as_raw_fd() as usize, words.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     answer.is_ok() && words[10] & ST_NOEXEC != 0
 }
+
+/// Closes every descriptor but the two given (`close_range(2)`, Linux 5.9).
+///
+/// # Safety
+///
+/// Nobody in this process uses the others any more.
+pub unsafe fn close_all_but(kept: [RawFd; 2]) -> Result<()> {
+    let low = kept[0].min(kept[1]) as usize;
+    let high = kept[0].max(kept[1]) as usize;
+    for (first, last) in [(0, low.wrapping_sub(1)), (low + 1, high.wrapping_sub(1)), (high + 1, u32::MAX as usize)] {
+        if last != usize::MAX && first <= last {
+            // SAFETY: the caller's promise.
+            unsafe { syscall(libc::SYS_close_range, [first, last, 0, 0, 0, 0]) }?;
+        }
+    }
+    Ok(())
+}

@@ -207,3 +207,38 @@ pub fn has_children() -> bool {
     // SAFETY: waitid fills at most the 128 bytes of a siginfo.
     !matches!(unsafe { syscall(libc::SYS_waitid, args) }, Err(errno) if errno.number() == libc::ECHILD)
 }
+
+/// Makes a copy of this process with this thread alone (`clone(2)` without flags), and without a signal to the parent at its
+/// end. Returns 0 in the copy and its process id here.
+///
+/// # Safety
+///
+/// In the copy only system calls and memory that no other thread was changing may be used: locks of the C library or the
+/// allocator may be held for ever.
+pub unsafe fn fork() -> Result<i32> {
+    // SAFETY: no new stack and no addresses for ids; the rest is the caller's promise.
+    unsafe { syscall(libc::SYS_clone, [0; 6]) }.map(|pid| pid as i32)
+}
+
+/// Whether the child `pid` has ended; then it is gone for good (`wait4(2)` with `WNOHANG`, children without a signal included).
+///
+/// # Errors
+///
+/// `ECHILD` if there is no such child.
+pub fn reap(pid: i32) -> Result<bool> {
+    // SAFETY: with null addresses for status and usage nothing is written.
+    let reaped = unsafe { syscall(libc::SYS_wait4, [pid as usize, 0, (libc::WNOHANG | libc::__WALL) as usize, 0, 0, 0]) }?;
+    Ok(reaped != 0)
+}
+
+/// Kills the child `pid` (`kill(2)`).
+pub fn kill(pid: i32) -> Result<()> {
+    // SAFETY: sends a signal to another process.
+    unsafe { syscall(libc::SYS_kill, [pid as usize, libc::SIGKILL as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Has the kernel kill this process when the thread that made it ends (`PR_SET_PDEATHSIG`).
+pub fn end_with_parent() -> Result<()> {
+    // SAFETY: an integer argument.
+    unsafe { prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as usize, 0, 0, 0]) }.map(drop)
+}

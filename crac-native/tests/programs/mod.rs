@@ -93,6 +93,7 @@ fn lives(mut check: impl FnMut(u64)) {
         let mode = match argument("--mode=", life.as_ref()).as_deref() {
             Some("become") => Mode::Become,
             Some("rehearse") => Mode::Rehearse,
+            Some("continue") => Mode::Continue,
             _ => Mode::Exit,
         };
         let parent = life.as_ref().map(|life| life.image_id);
@@ -100,7 +101,8 @@ fn lives(mut check: impl FnMut(u64)) {
         match engine.capture(CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy)) {
             Ok(Captured::Restored(restoration)) => life = Some(restoration),
             Ok(Captured::Original(report)) => {
-                println!("rehearsed {}", report.bytes);
+                let names: Vec<_> = report.stages.iter().map(|stage| stage.name.as_str()).collect();
+                println!("original {} {names:?}", report.bytes);
                 break;
             }
             Err(EngineError::Refused(obstacles)) => {

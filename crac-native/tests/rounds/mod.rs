@@ -18,6 +18,7 @@ const TESTS: &[(&str, Test)] = &[
     ("hundreds_of_threads_come_back", |dir| exit_rounds(dir, "many", 3)),
     ("a_tokio_runtime_comes_back", |dir| exit_rounds(dir, "tokio", 5)),
     ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
+    ("the_original_goes_on_while_a_copy_writes", goes_on),
     ("page_maps_are_read_where_the_kernel_cannot_scan", without_pagemap_scan),
     ("nobody_without_privileges_can_do_it", as_nobody),
     ("an_image_does_not_grow_over_25_generations", does_not_grow),
@@ -201,22 +202,34 @@ fn refusals(dir: &Path) {
 fn rehearsal(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
     let lines = lines_of(&finish(program("threads").args([&to, "--mode=rehearse"])));
-    assert!(lines[1].starts_with("rehearsed "), "{lines:?}");
+    assert!(lines[1].starts_with("original ") && lines[1].contains("look"), "{lines:?}");
     assert_eq!((lines[2].as_str(), lines[3].as_str()), ("done", "joined"));
     assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0);
 }
 
 fn faults(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
-    for point in ["freeze", "plan", "write", "fsync", "link", "rename", "exec"] {
+    for (point, mode) in [
+        ("freeze", "become"),
+        ("plan", "become"),
+        ("write", "become"),
+        ("fsync", "become"),
+        ("link", "become"),
+        ("rename", "become"),
+        ("exec", "become"),
+        ("write", "continue"),
+        ("fsync", "continue"),
+        ("link", "continue"),
+        ("rename", "continue"),
+    ] {
         // Until a run comes through the point without failing.
         for nth in 1.. {
             let mut command = program("threads");
-            command.env("CRAC_FAULT", format!("{point}:{nth}")).args([&to, "--mode=become"]);
+            command.env("CRAC_FAULT", format!("{point}:{nth}")).args([&to, &format!("--mode={mode}")]);
             let lines = lines_of(&finish(&mut command));
             assert_eq!(lines[0], "life 0");
             assert_eq!(lines[2..], ["done", "joined"], "{point}:{nth}");
-            if lines[1] == "life 1" {
+            if lines[1] == "life 1" || lines[1].starts_with("original ") {
                 assert!(nth > 1, "{point} is never reached");
                 std::fs::remove_file(image(dir, 0)).expect("the image exists");
                 break;
@@ -488,5 +501,17 @@ fn images_of_other_hosts(dir: &Path) {
         let output = finish(&mut Command::new(&path));
         assert_eq!(output.status.code(), Some(20), "{part}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{part}: {output:?}");
+    }
+}
+
+fn goes_on(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    for name in ["threads", "tokio"] {
+        let lines = lines_of(&finish(program(name).args([&to, "--mode=continue"])));
+        assert!(lines[1].starts_with("original ") && lines[1].contains("copy"), "{lines:?}");
+        assert_eq!(lines[2], "done");
+        let lines = lines_of(&finish(&mut Command::new(image(dir, 0))));
+        assert_eq!(lines[..2], ["life 1", "done"]);
+        crac_native::image::verify(&std::fs::File::open(image(dir, 0)).expect("the image")).expect("whole");
     }
 }
