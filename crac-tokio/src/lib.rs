@@ -10,7 +10,7 @@
 //! ```
 //!
 //! * [`TokioHold`] stops a runtime, whichever flavor, through nothing but its `Handle`; [`attach`] hands one to a context.
-//! * [`TokioSpawner`] runs the hooks of resources.
+//! * [`TokioSpawner`] runs the hooks of resources. [`WithRuntimes`] reports runtimes that nobody attached.
 //! * [`net`] has the listener and sockets that come back at another address; [`spawn`] and [`in_flight`] count work in.
 //! * [`control`], [`checkpoint_on_signal`] and [`checkpoint_when`] ask for checkpoints; [`sweep_generators`] makes randomness fresh.
 //!
@@ -19,6 +19,7 @@
 mod attach;
 mod board;
 pub mod control;
+mod foreign;
 mod hold;
 pub mod net;
 mod root;
@@ -26,16 +27,20 @@ mod spawner;
 mod station;
 mod stuck;
 mod sweeps;
+mod tasks;
 mod threads;
+pub mod time;
 mod triggers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use attach::{Attached, attach, attach_hold, attach_in};
+pub use foreign::WithRuntimes;
 pub use hold::TokioHold;
 pub use root::Root;
 pub use spawner::TokioSpawner;
 pub use sweeps::sweep_generators;
+pub use tasks::{InFlight, Tasks, in_flight, spawn};
 pub use threads::Threads;
 pub use triggers::{When, checkpoint_on_signal, checkpoint_when, signal_named};
 

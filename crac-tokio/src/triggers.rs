@@ -73,7 +73,9 @@ pub fn signal_named(name: &str) -> Option<SignalKind> {
 
 async fn ask(context: &Context, mode: Mode, trigger: &str) {
     match context.checkpoint(CheckpointRequest::new(mode)).await {
-        Ok(Completed::Restored(life, _)) => tracing::info!(trigger, generation = life.generation(), "the service has become its image"),
+        Ok(Completed::Restored(life, _)) => {
+            tracing::info!(trigger, generation = life.generation(), "the service has become its image")
+        }
         Ok(_) => tracing::info!(trigger, "the checkpoint was taken"),
         Err(CheckpointError::Aborted(report)) => {
             // Whoever started the service with an image in mind has to learn why there is none, also without a subscriber.

@@ -1,5 +1,7 @@
 //! Runtimes of every flavor come to a stop, are swept, and go on.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::{
     collections::HashSet,
     sync::{

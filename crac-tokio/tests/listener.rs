@@ -1,5 +1,7 @@
 //! The listener through aborted, continued and restored rounds.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -116,9 +118,10 @@ async fn a_round_that_goes_on_keeps_the_socket_and_serves_who_waited() {
 async fn a_restored_life_listens_where_it_is_told() {
     let (context, engine) = context();
     let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let listener = TcpListener::bind_in(&context, "127.0.0.1:0").await.unwrap().on_restore(|life| {
-        life.args().get(1).and_then(|arg| arg.to_str()?.parse::<SocketAddr>().ok())
-    });
+    let listener = TcpListener::bind_in(&context, "127.0.0.1:0")
+        .await
+        .unwrap()
+        .on_restore(|life| life.args().get(1).and_then(|arg| arg.to_str()?.parse::<SocketAddr>().ok()));
     let first = listener.local_addr().unwrap();
     tokio::spawn(serve(listener));
     assert_eq!(ask(first).await, "well");

@@ -178,9 +178,10 @@ impl TcpListener {
         Ok(self.shared.socket.addr())
     }
 
-    fn door(&self) -> Option<&Gate> {
+    /// Shut while a round runs; counts connections of servers that cannot count themselves.
+    pub(super) fn door(&self) -> Option<&Gate> {
         let context = self.context.as_ref()?;
-        Some(self.door.get_or_init(|| context.gate(format!("connections being accepted at {}", self.shared.socket.addr()))))
+        Some(self.door.get_or_init(|| context.gate(format!("connections at {}", self.shared.socket.addr()))))
     }
 
     fn first_accept(&self) {

@@ -13,7 +13,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use tokio::{
     runtime::Handle,
 };
 
-use super::Connection;
+use super::{Connection, waiters::Waiters};
 use crate::lock;
 
 /// How many connections the kernel keeps for us until we accept them.
@@ -32,7 +32,7 @@ const BACKLOG: u32 = 1024;
 /// A socket that may be paused, emptied, closed and bound again while tasks wait for it.
 pub(super) struct Socket {
     state: Mutex<State>,
-    /// Tasks inside `accept`. tokio keeps one waker per listener, so all of them share it.
+    /// Tasks inside `accept`.
     waiters: Arc<Waiters>,
     /// Passes of the connections handed over at the last call.
     last_call: Gate,
@@ -103,7 +103,7 @@ impl Socket {
 
     /// Whether a task is inside `accept`.
     pub(super) fn has_waiters(&self) -> bool {
-        !lock(&self.waiters.list).is_empty()
+        !self.waiters.is_empty()
     }
 
     /// The next connection, if the socket hands any out just now.
@@ -114,7 +114,7 @@ impl Socket {
         let Some(listener) = &state.listener else { return Poll::Pending };
         match state.turn {
             Turn::Accepting => {
-                let waker = Waker::from(self.waiters.clone());
+                let waker = self.waiters.waker();
                 listener
                     .poll_accept(&mut Context::from_waker(&waker))
                     .map_ok(|(stream, peer)| (Connection::new(stream, None), peer))
@@ -213,32 +213,6 @@ fn accept_now(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAdd
         if let Ok(peer) = stream.peer_addr() {
             return Ok(Some((TcpStream::from_std(stream)?, peer)));
         }
-    }
-}
-
-/// Tasks that wait for one socket.
-#[derive(Default)]
-struct Waiters {
-    list: Mutex<Vec<Waker>>,
-}
-
-impl Waiters {
-    fn add(&self, waker: &Waker) {
-        let mut list = lock(&self.list);
-        if !list.iter().any(|other| other.will_wake(waker)) {
-            list.push(waker.clone());
-        }
-    }
-
-    fn wake_all(&self) {
-        let list = std::mem::take(&mut *lock(&self.list));
-        list.into_iter().for_each(Waker::wake);
-    }
-}
-
-impl Wake for Waiters {
-    fn wake(self: Arc<Self>) {
-        self.wake_all();
     }
 }
 
