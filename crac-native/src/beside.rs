@@ -49,6 +49,9 @@ const _: () = assert!(size_of::<Told>() <= size_of::<ToldRoom>());
 // SAFETY: integers.
 unsafe impl Zeroable for ToldRoom {}
 
+/// Writes the image; the second argument is told how many bytes are written.
+type Save<'s> = dyn FnMut(&mut ImageFile, &mut dyn FnMut(u64)) -> Result<(), Problem> + 's;
+
 /// A copy of the process at work.
 #[derive(Debug)]
 pub(crate) struct Copy<'a> {
@@ -62,11 +65,7 @@ impl<'a> Copy<'a> {
     /// # Errors
     ///
     /// `ENOMEM` or `EAGAIN` when the kernel does not give another process.
-    pub(crate) fn start(
-        arena: &'a Arena,
-        image: &mut ImageFile,
-        save: &mut dyn FnMut(&mut ImageFile, &mut dyn FnMut(u64)) -> Result<(), Problem>,
-    ) -> Result<Self, Problem> {
+    pub(crate) fn start(arena: &'a Arena, image: &mut ImageFile, save: &mut Save<'_>) -> Result<Self, Problem> {
         let room = arena.zeroed::<ToldRoom>(1).map_err(|errno| ("reserving a record", errno))?;
         // SAFETY: zeroed, aligned and large enough; zeroes are valid counters, and both sides use it through atomics only.
         let told: &'a Told = unsafe { &*room.as_ptr().cast::<Told>() };
@@ -124,11 +123,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-fn in_copy(
-    image: &mut ImageFile,
-    told: &Told,
-    save: &mut dyn FnMut(&mut ImageFile, &mut dyn FnMut(u64)) -> Result<(), Problem>,
-) -> Result<(), Problem> {
+fn in_copy(image: &mut ImageFile, told: &Told, save: &mut Save<'_>) -> Result<(), Problem> {
     process::end_with_parent().map_err(|errno| ("binding the copy to the process", errno))?;
     // SAFETY: this is the copy's only thread, and it uses the image's descriptors alone. Connections of the service would
     // otherwise stay open until the copy ends.
