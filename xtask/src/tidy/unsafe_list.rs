@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/stub/src/", "runs before Rust is ready: no heap, no thread-local storage"),
     ("crac-native/src/arch.rs", "saves and reloads the stack pointer"),
     ("crac-native/src/arena.rs", "hands out parts of mappings it owns, where nothing may be allocated"),
+    ("crac-native/src/beside.rs", "makes a copy of the process and reads a record that both share"),
     ("crac-native/src/capture.rs", "parks the calling thread, and hands plain records to the file as bytes"),
     ("crac-native/src/exec.rs", "calls execve without the C library, while every other thread is stopped"),
     ("crac-native/src/freeze.rs", "is a signal handler, with slots that threads share with the capturing thread"),
