@@ -2,13 +2,20 @@
 //!
 //! The user's `RUSTFLAGS`, profile and sanitizers do not apply to it: it has no runtime that could serve them.
 
-use std::{env, error::Error, path::PathBuf, process::Command};
+use std::{
+    env,
+    error::Error,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    process::Command,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=stub/src");
     println!("cargo::rerun-if-changed=src/layout.rs");
     println!("cargo::rerun-if-changed=src/layout");
     println!("cargo::rerun-if-env-changed=RUSTC");
+    println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
     let target = env::var("TARGET")?;
     if env::var("CARGO_CFG_TARGET_OS")? != "linux" || env::var("CARGO_CFG_TARGET_ARCH")? != "x86_64" {
         return Ok(());
@@ -27,6 +34,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .args(["-C", "relocation-model=pie", "-C", "target-cpu=x86-64"])
         .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static-pie"])
         .args(["-C", "link-arg=-Wl,-z,norelro,-z,noexecstack,--build-id=none,--no-dynamic-linker,--hash-style=sysv"]);
+    // What cargo's configuration names as the linker of the target; of its flags, none.
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        rustc.arg("-C").arg([OsStr::new("linker="), &linker].into_iter().collect::<OsString>());
+    }
     let output = rustc.output()?;
     if !output.status.success() {
         return Err(format!("the restorer stub does not compile:\n{}", String::from_utf8_lossy(&output.stderr)).into());
