@@ -38,11 +38,16 @@ pub use crac_core::{
 };
 #[cfg(feature = "macros")]
 pub use crac_macros::main;
-pub use crac_tokio::{Attached, attach, attach_in};
+pub use crac_tokio::{Attached, InFlight, attach, attach_in, in_flight, spawn};
 
 /// Listeners and sockets that come back in a restored life.
 pub mod net {
     pub use crac_tokio::net::*;
+}
+
+/// Time that is not surprised by a restore.
+pub mod time {
+    pub use crac_tokio::time::*;
 }
 
 /// HTTP: `serve`, drain, the tower layer.

@@ -8,8 +8,8 @@ use std::{
 
 use crac_core::{Context, Engine, Policy, SimEngine};
 use crac_tokio::{
-    Threads, TokioHold, TokioSpawner, When, attach_hold, checkpoint_on_signal, checkpoint_when, control::Control, signal_named,
-    sweep_generators,
+    Threads, TokioHold, TokioSpawner, When, WithRuntimes, attach_hold, checkpoint_on_signal, checkpoint_when, control::Control,
+    signal_named, sweep_generators,
 };
 use serde::Deserialize;
 use tokio::{
@@ -150,7 +150,7 @@ fn build_context(settings: &Settings, runtime: &AnyRuntime) -> Result<Context, S
     policy.extend(settings.policy.clone());
     let mut builder = Context::builder(settings.name.clone(), build_engine(settings.engine)?)
         .spawner(Arc::new(TokioSpawner::new(runtime.handle().clone())))
-        .audit(Arc::new(crac_audit::Auditor::new()))
+        .audit(Arc::new(WithRuntimes::new(crac_audit::Auditor::new())))
         .host(Arc::new(crac_audit::ThisHost::new()))
         .deadlines(settings.deadlines)
         .policy(policy)
