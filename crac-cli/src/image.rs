@@ -184,7 +184,7 @@ impl Inspection {
         }
         field("program", &format_args!("{} (build {})", manifest.executable.path.display(), manifest.executable.build_id));
         field("arguments", &manifest.arguments.join(" "));
-        field("captured", &format_args!("{} s after 1970, on {}, process {}", manifest.captured_s, manifest.host, manifest.pid));
+        field("captured", &format_args!("{}, on {}, process {}", output::utc(manifest.captured_s), manifest.host, manifest.pid));
         field("kernel", &manifest.kernel);
         let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
         field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));

@@ -1,6 +1,6 @@
 //! Twin of `image.rs` for systems and processors without the native engine: nothing fits.
 
-use std::{convert::Infallible, ffi::OsString, io, path::Path};
+use std::{ffi::OsString, io, path::Path};
 
 use serde::Serialize;
 
@@ -16,25 +16,25 @@ pub(crate) struct Reason {
 
 /// An image that fits: there is none.
 #[derive(Debug)]
-pub(crate) struct Fitting(Infallible);
+pub(crate) enum Fitting {}
 
 impl Fitting {
     pub(crate) fn exec(self, _arguments: Vec<OsString>, _environment: Vec<(OsString, OsString)>) -> io::Error {
-        match self.0 {}
+        match self {}
     }
 }
 
 /// What an image says about itself: nothing can be read.
 #[derive(Debug, Serialize)]
-pub(crate) struct Inspection(Infallible);
+pub(crate) enum Inspection {}
 
 impl Inspection {
     pub(crate) fn print(&self) {
-        match self.0 {}
+        match *self {}
     }
 
     pub(crate) fn verified(&self) -> String {
-        match self.0 {}
+        match *self {}
     }
 }
 

@@ -1,5 +1,7 @@
 //! The command without a service: usage, exit statuses, images that are none, doctor, cold starts.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     os::unix::fs::PermissionsExt,
     path::Path,

@@ -1,5 +1,7 @@
 //! The command against scripted services: what is asked, what is made of the answers, and when it is over.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{
