@@ -69,7 +69,7 @@ pub(crate) fn process(
     if status.tracer != 0 {
         obstacles.push(ObstacleKind::Tracer, format_args!("process {} traces this one", status.tracer));
     }
-    for signal in status.pending_shared.iter() {
+    for signal in status.pending_shared.iter().filter(|signal| is_missed(*signal)) {
         obstacles.push(ObstacleKind::SignalPending, format_args!("signal {signal} is pending for the process"));
     }
     if !status.cpu_features.is_empty() {
@@ -199,7 +199,7 @@ pub(crate) fn threads(arena: &Arena, threads: &[Parked], filters: u32, obstacles
         let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
         let Ok(text) = read_all(arena, path) else { continue };
         let Ok(status) = ProcessStatus::parse(text) else { continue };
-        for signal in status.pending.iter() {
+        for signal in status.pending.iter().filter(|signal| is_missed(*signal)) {
             let subject = format_args!("signal {signal} is pending for thread {} ({name})", thread.tid);
             obstacles.push_owned(ObstacleKind::SignalPending, subject, owner);
         }
@@ -207,6 +207,21 @@ pub(crate) fn threads(arena: &Arena, threads: &[Parked], filters: u32, obstacles
             let subject = format_args!("thread {} ({name}) has filters of its own", thread.tid);
             obstacles.push_owned(ObstacleKind::Seccomp, subject, owner);
         }
+    }
+}
+
+/// Whether anybody would miss a pending signal. The kernel keeps one that is ignored if it comes while it is blocked, as all
+/// are during a capture.
+fn is_missed(number: u32) -> bool {
+    signal::action(number as i32).map_or(true, |action| matters(number as i32, action.handler))
+}
+
+fn matters(number: i32, handler: usize) -> bool {
+    let ignored_by_default = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH].contains(&number);
+    match handler {
+        libc::SIG_IGN => false,
+        libc::SIG_DFL => !ignored_by_default,
+        _ => true,
     }
 }
 
@@ -243,4 +258,22 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
 /// Monotonic time, for durations.
 pub(crate) fn now() -> Duration {
     process::clock(libc::CLOCK_MONOTONIC).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_misses_a_signal_that_is_ignored() {
+        let handler = 0x1000;
+        for (number, handler, expected) in [
+            (libc::SIGWINCH, libc::SIG_DFL, false),
+            (libc::SIGWINCH, handler, true),
+            (libc::SIGTERM, libc::SIG_DFL, true),
+            (libc::SIGHUP, libc::SIG_IGN, false),
+        ] {
+            assert_eq!(matters(number, handler), expected, "{number} {handler:#x}");
+        }
+    }
 }

@@ -164,7 +164,7 @@ const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CpuRecord {
-    /// CPUID 1 ecx, edx; 7.0 ebx, ecx, edx; 7.1 eax; 0x8000_0001 ecx, edx. Volatile bits are masked out.
+    /// CPUID 1 ecx, edx; 7.0 ebx, ecx, edx; 7.1 eax; 0x8000_0001 ecx, edx.
     pub features: [u32; 8],
     /// XCR0.
     pub xcr0: u64,
