@@ -184,7 +184,7 @@ impl Inspection {
         }
         field("program", &format_args!("{} (build {})", manifest.executable.path.display(), manifest.executable.build_id));
         field("arguments", &manifest.arguments.join(" "));
-        field("captured", &format_args!("{}, on {}, process {}", output::utc(manifest.captured_s), manifest.host, manifest.pid));
+        field("captured", &format_args!("{}, on {}, process {}", utc(manifest.captured_s), manifest.host, manifest.pid));
         field("kernel", &manifest.kernel);
         let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
         field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));
@@ -210,5 +210,33 @@ impl Inspection {
     pub(crate) fn verified(&self) -> String {
         let (file, data) = (self.file.display(), output::mib(self.data_bytes));
         format!("{file}: header, manifest, tables and {data} of page data are as they were written")
+    }
+}
+
+/// Seconds since 1970 as date and time of day, UTC.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March here, so that the leap day is the last of its year; 400 of them have 146 097 days.
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, year) = if month < 10 { (month + 3, era * 400 + year) } else { (month - 9, era * 400 + year + 1) };
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_become_dates() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
+        assert_eq!(utc(951_868_799), "2000-02-29 23:59:59 UTC");
+        assert_eq!(utc(1_795_444_023), "2026-11-23 14:27:03 UTC");
+        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
     }
 }
