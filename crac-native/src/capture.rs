@@ -8,49 +8,43 @@
 //! publish  fsync, link, rename              ┘                              continue mode: `beside.rs`
 //! exit, become, or thaw                                                    restored life: `resumed.rs`
 //! ```
-#![expect(unsafe_code, reason = "parks the calling thread, and hands plain records to the file as bytes")]
+#![expect(unsafe_code, reason = "parks the calling thread")]
+
+mod look;
+mod write;
 
 use std::{
     ffi::CString,
-    os::fd::{AsFd, RawFd},
+    os::fd::RawFd,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use crac_core::{CaptureProgress, CaptureReport, CaptureRequest, Captured, EngineError, Mode, ObstacleKind, Stage};
-use crac_sys::{Errno, fs, mem::PAGE_SIZE, process, signal};
+use crac_core::{CaptureProgress, CaptureReport, CaptureRequest, Captured, EngineError, Mode, Stage};
+use crac_sys::{Errno, process, signal};
 
 use crate::{
     arch::{self, Resume},
-    arena::{Arena, ArenaVec},
+    arena::Arena,
     beside::Copy,
-    descriptors::{self, Survey},
     engine::Options,
     exec,
     facts::{self, Problem},
     fault::{Fault, Point},
     findings::ObstacleSink,
     freeze::{self, FreezeError, Frozen, ThreadState},
-    layout::{
-        Boot, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, STAGING_BYTES, Section, ThreadRecord, VERSION, ZONE_HINT, cpu,
-        xxh64::{Xxh64, xxh64},
-    },
-    madvise, manifest,
-    pages::Pages,
-    plan,
-    record::{Record, bytes_of},
-    resumed,
-    stub::{ELF_HEADER_BYTES, Stub},
-    tables::{Memory, Sources},
-    writer::{ImageFile, Reader},
+    layout::Header,
+    madvise, manifest, resumed,
+    stub::Stub,
+    tables::Memory,
+    writer::ImageFile,
 };
+use look::Tables;
 
 /// Where the restored life finds the stub and what it leaves: the address of the image's header. Set before the memory is
 /// saved, so that it is part of the image.
 pub(crate) static HEADER_AT: AtomicU64 = AtomicU64::new(0);
 
-/// The first address that a mapping cannot have.
-const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
 const STAGES_MAX: usize = 12;
 
 /// Captures the process as `request` says.
@@ -256,207 +250,6 @@ impl<'a> Work<'a, '_> {
         self.request.watch.reached(CaptureProgress::Durable { bytes, elapsed, frozen });
     }
 
-    /// Facts and plan.
-    fn look(&mut self, frozen: &Frozen<'a>) -> Result<(Header, Memory<'a>, Tables<'a>), Stop> {
-        let arena = self.arena;
-        let no_memory = |errno| ("noting tables", errno);
-        let survey = Survey {
-            arena,
-            own: self.own,
-            policy: self.request.policy,
-            kcmp: self.options.kcmp,
-            duplicate_query: self.options.duplicate_query,
-        };
-        let obstacles = &mut self.obstacles;
-        let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
-        let (mut process, privileges) = facts::process(arena, self.options.filters_at_start, obstacles)?;
-        facts::threads(arena, frozen.threads(), privileges.seccomp_filters, obstacles);
-        if self.own_state.errno != 0 {
-            let errno = Errno::new(self.own_state.errno);
-            obstacles.push(ObstacleKind::Kernel, format_args!("a thread cannot read its own state: {errno}"));
-        }
-        if !madvise::is_interposed() {
-            obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
-        }
-        let kernel = kernel_version();
-        let entries = facts::mappings(arena)?;
-        let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
-        if self.request.mode == Mode::Continue {
-            for entry in entries.iter().filter(|entry| entry.flags.contains(b"dc") && !entry.flags.contains(b"pf")) {
-                let (start, end) = (entry.mapping.start, entry.mapping.end);
-                obstacles.push(
-                    ObstacleKind::MemoryOther,
-                    format_args!(
-                        "mapping {start:#x}-{end:#x} is not copied to children (MADV_DONTFORK), and the mode is continue"
-                    ),
-                );
-            }
-        }
-        let sources = Sources { arena, entries, image: madvise::backing_file(), stack_flag: kernel >= 6 << 16 | 7 };
-        let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
-        if memory.vdso.start == 0 {
-            obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
-        }
-        process.descriptor_max = descriptors.records.iter().map(|record| record.number).max().unwrap_or(-1);
-        let mut directory = [0; libc::PATH_MAX as usize];
-        let directory = fs::read_link_at(libc::AT_FDCWD, c"/proc/self/cwd", &mut directory)
-            .map_err(|errno| ("reading the working directory", errno))?;
-        if directory.ends_with(b" (deleted)") {
-            obstacles.push(ObstacleKind::FileDeleted, format_args!("the working directory"));
-        }
-        process.working_directory = memory.add_text(directory).map_err(no_memory)?;
-
-        let own = thread_record(process::tid(), self.resume, &self.own_state);
-        let mut threads = ArenaVec::new(arena);
-        threads.push(own).map_err(no_memory)?;
-        for thread in frozen.threads() {
-            threads.push(thread_record(thread.tid, thread.resume, &thread.state)).map_err(no_memory)?;
-        }
-        let main = process::pid();
-        match threads.iter().position(|thread| thread.tid == main) {
-            Some(at) => threads.swap(0, at),
-            None => obstacles.push(ObstacleKind::ThreadUnstoppable, format_args!("the main thread has ended")),
-        }
-        let tables = Tables {
-            threads,
-            actions: facts::actions(arena, (freeze::FREEZE_SIGNAL, frozen.previous)).map_err(no_memory)?,
-            auxv: facts::read_all(arena, c"/proc/self/auxv").map_err(|errno| ("reading /proc/self/auxv", errno))?,
-            descriptors,
-        };
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION,
-            header_bytes: size_of::<Header>() as u32,
-            header_sum: 0,
-            tables_sum: 0,
-            front_sum: 0,
-            metadata_offset: 0,
-            metadata_bytes: 0,
-            data_offset: 0,
-            file_bytes: 0,
-            zone_start: 0,
-            zone_end: 0,
-            metadata_at: 0,
-            staging_at: 0,
-            handover_at: 0,
-            image_id: self.request.metadata.image_id.0,
-            parent: self.request.metadata.parent.map_or([0; 16], |parent| parent.0),
-            generation: self.request.metadata.generation,
-            captured_realtime_ns: facts::clock_ns(libc::CLOCK_REALTIME),
-            captured_monotonic_ns: facts::clock_ns(libc::CLOCK_MONOTONIC),
-            captured_boottime_ns: facts::clock_ns(libc::CLOCK_BOOTTIME),
-            page_size: PAGE_SIZE as u32,
-            kernel,
-            cpu: cpu::current(),
-            vdso: memory.vdso,
-            privileges,
-            process,
-            manifest: Section::default(),
-            mappings: Section::default(),
-            runs: Section::default(),
-            guards: Section::default(),
-            files: Section::default(),
-            threads: Section::default(),
-            actions: Section::default(),
-            auxv: Section::default(),
-            text: Section::default(),
-            descriptors: Section::default(),
-            descriptor_blob: Section::default(),
-        };
-        header.vdso.code_sum = xxh64(self.vdso);
-        place(self.manifest.len(), self.stub, &mut header, &mut memory, &tables, entries, &mut self.obstacles);
-        Ok((header, memory, tables))
-    }
-
-    /// Writes the image as planned: page data first, because the tables hold its checksums.
-    fn write(
-        &mut self,
-        image: &mut ImageFile,
-        header: &mut Header,
-        memory: &mut Memory<'_>,
-        tables: &Tables<'_>,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), Problem> {
-        let writing = |errno| ("writing the image", errno);
-        let reading = |errno| ("opening /proc/self/mem", errno);
-        // From here on the address is part of the image.
-        HEADER_AT.store(header.metadata_at, Ordering::SeqCst);
-        image.set_len(header.file_bytes).map_err(writing)?;
-        let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
-        let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
-        for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
-            let is_indirect = *is_indirect != 0;
-            let written = image.write_run(run, &mut reader, is_indirect, progress);
-            written.map_err(|errno| ("writing the memory into the image", errno))?;
-        }
-        let sections: [(&[u8], Section); 11] = [
-            (self.manifest, header.manifest),
-            (bytes_of(&memory.mappings), header.mappings),
-            (bytes_of(&memory.runs), header.runs),
-            (bytes_of(&memory.guards), header.guards),
-            (bytes_of(&memory.files), header.files),
-            (bytes_of(&tables.threads), header.threads),
-            (bytes_of(tables.actions), header.actions),
-            (tables.auxv, header.auxv),
-            (&memory.text, header.text),
-            (bytes_of(&tables.descriptors.records), header.descriptors),
-            (&tables.descriptors.blob, header.descriptor_blob),
-        ];
-        let metadata = self.arena.zeroed::<u8>(header.metadata_bytes as usize).map_err(|errno| ("noting tables", errno))?;
-        for (bytes, section) in sections {
-            if let Some(place) = metadata.get_mut(section.offset as usize..).and_then(|rest| rest.get_mut(..bytes.len())) {
-                place.copy_from_slice(bytes);
-            }
-        }
-        let boot = Boot {
-            magic: MAGIC,
-            metadata_at: header.metadata_at,
-            metadata_offset: header.metadata_offset,
-            metadata_bytes: header.metadata_bytes,
-            file_bytes: header.file_bytes,
-        };
-        self.stub.relocate(header.zone_start, &boot);
-        let elf_header = self.stub.elf_header(header.zone_start, &boot, self.program);
-        let mut front = Xxh64::new();
-        let rest = front.blocks(&elf_header);
-        debug_assert!(rest.is_empty(), "pages are whole blocks");
-        header.front_sum = front.finish(&self.stub.bytes);
-        let header_bytes = size_of::<Header>();
-        header.tables_sum = Xxh64::new().finish(metadata.get(header_bytes..).unwrap_or_default());
-        header.header_sum = xxh64(header.bytes());
-        if let Some(place) = metadata.get_mut(..header_bytes) {
-            place.copy_from_slice(header.bytes());
-        }
-        image.write(metadata, header.metadata_offset).map_err(writing)?;
-        image.write(&self.stub.bytes, ELF_HEADER_BYTES).map_err(writing)?;
-        image.write(&elf_header, 0).map_err(writing)
-    }
-
-    /// Executes the image in this process, with the environment it was started with. Returns only if that fails.
-    fn become_image(&self, image: &mut ImageFile) -> Errno {
-        let file = match image.reopen_to_execute() {
-            Ok(file) => file,
-            Err(errno) => return errno,
-        };
-        let environment = match facts::read_all(self.arena, c"/proc/self/environ") {
-            Ok(environment) => environment,
-            Err(errno) => return errno,
-        };
-        let mut variables = ArenaVec::new(self.arena);
-        for variable in environment.split_inclusive(|byte| *byte == 0).filter(|variable| variable.ends_with(b"\0")) {
-            if let Err(errno) = variables.push(variable.as_ptr().addr()) {
-                return errno;
-            }
-        }
-        if let Err(errno) = variables.push(0) {
-            return errno;
-        }
-        let arguments = [self.image_path.as_ptr().addr(), 0];
-        // SAFETY: both vectors end with a null and hold addresses of NUL-terminated texts: the path, and lines of `environ`,
-        // of which only those that end in NUL were taken.
-        unsafe { process::exec_fd(file.as_fd(), arguments.as_ptr().addr(), variables.as_ptr().addr()) }
-    }
-
     fn stage(&mut self, name: &'static str, start: Duration) {
         if let Some(stage) = self.stages.get_mut(self.stage_count) {
             *stage = (name, facts::now().saturating_sub(start));
@@ -493,103 +286,9 @@ impl<'a> Work<'a, '_> {
     }
 }
 
-/// The tables that do not describe memory.
-struct Tables<'a> {
-    threads: ArenaVec<'a, ThreadRecord>,
-    actions: &'a [crate::layout::ActionRecord],
-    auxv: &'a [u8],
-    descriptors: descriptors::DescriptorTable<'a>,
-}
-
-/// Gives every part its place, in the file and in the restored process.
-fn place(
-    manifest_bytes: usize,
-    stub: &Stub,
-    header: &mut Header,
-    memory: &mut Memory<'_>,
-    tables: &Tables<'_>,
-    entries: &[crac_sys::proc::SmapsEntry<'_>],
-    obstacles: &mut ObstacleSink<'_>,
-) {
-    let mut offset = size_of::<Header>() as u64;
-    let mut section = |bytes: usize| {
-        let section = Section { offset, bytes: bytes as u64 };
-        offset = (offset + bytes as u64).next_multiple_of(16);
-        section
-    };
-    header.manifest = section(manifest_bytes);
-    header.mappings = section(size_of_val(&memory.mappings[..]));
-    header.runs = section(size_of_val(&memory.runs[..]));
-    header.guards = section(size_of_val(&memory.guards[..]));
-    header.files = section(size_of_val(&memory.files[..]));
-    header.threads = section(size_of_val(&tables.threads[..]));
-    header.actions = section(size_of_val(tables.actions));
-    header.auxv = section(tables.auxv.len());
-    header.text = section(memory.text.len());
-    header.descriptors = section(size_of_val(&tables.descriptors.records[..]));
-    header.descriptor_blob = section(tables.descriptors.blob.len());
-    header.metadata_bytes = offset.next_multiple_of(PAGE);
-    header.metadata_offset = ELF_HEADER_BYTES + stub.bytes.len() as u64;
-    header.data_offset = header.metadata_offset + header.metadata_bytes;
-    header.file_bytes = header.data_offset + memory.data_bytes();
-    for run in memory.runs.iter_mut() {
-        run.data_offset += header.data_offset;
-    }
-    let stub_bytes = stub.memory_bytes;
-    let zone_bytes = stub_bytes + header.metadata_bytes + STAGING_BYTES + HANDOVER_BYTES_MAX;
-    let taken = entries.iter().map(|entry| (entry.mapping.start, entry.mapping.end));
-    match plan::hole(taken, ZONE_HINT, zone_bytes, ADDRESSES_END) {
-        Some(zone) => {
-            header.zone_start = zone;
-            header.zone_end = zone + zone_bytes;
-            header.metadata_at = zone + stub_bytes;
-            header.staging_at = header.metadata_at + header.metadata_bytes;
-            header.handover_at = header.staging_at + STAGING_BYTES;
-        }
-        None => obstacles.push(ObstacleKind::Kernel, format_args!("no {zone_bytes} bytes of address space are free")),
-    }
-    if header.vdso.bytes.iter().sum::<u64>() > STAGING_BYTES {
-        obstacles.push(ObstacleKind::Kernel, format_args!("the vdso is larger than {STAGING_BYTES} bytes"));
-    }
-}
-
 fn failure((what, errno): Problem) -> EngineError {
     EngineError::Failed {
         what: format!("cannot capture: {what}: {errno}"),
         hint: "hint: run `crac doctor` to see what this kernel and sandbox allow".into(),
     }
-}
-
-fn thread_record(tid: i32, resume: Resume, state: &ThreadState) -> ThreadRecord {
-    ThreadRecord {
-        resume_sp: resume.sp,
-        resume_ip: resume.ip,
-        fs_base: state.fs_base,
-        gs_base: state.gs_base,
-        tid_address: state.tid_address,
-        robust_head: state.robust_head,
-        robust_bytes: state.robust_bytes,
-        rseq_address: state.rseq_address,
-        rseq_bytes: state.rseq_bytes,
-        rseq_signature: if state.rseq_address == 0 { 0 } else { arch::RSEQ_SIGNATURE },
-        tid,
-        reserved: 0,
-        name: state.name,
-    }
-}
-
-/// `major << 16 | minor` of the running kernel.
-fn kernel_version() -> u32 {
-    let Ok(names) = process::uname() else { return 0 };
-    let mut numbers = [0_u32; 2];
-    let mut at = 0;
-    for byte in names.release.iter().map(|byte| *byte as u8) {
-        match (byte, numbers.get_mut(at)) {
-            (b'0'..=b'9', Some(number)) => *number = number.saturating_mul(10).saturating_add(u32::from(byte - b'0')),
-            (b'.', Some(_)) => at += 1,
-            _ => break,
-        }
-    }
-    let [major, minor] = numbers;
-    major << 16 | minor & 0xffff
 }

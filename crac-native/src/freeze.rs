@@ -14,14 +14,17 @@
 //! The signal is the C library's own for cancelling threads: its functions never let a program block it, so threads that block
 //! everything (as allocators' and clients' helper threads do) are reached as well. Our handler is installed only while
 //! freezing; a signal that is not ours goes to the handler that was there.
-#![expect(unsafe_code, reason = "a signal handler, and slots that threads share with the capturing thread")]
+#![expect(unsafe_code, reason = "installs a signal handler, and shares slots with it")]
+
+mod handler;
+mod state;
 
 use std::{
     cell::UnsafeCell,
     ptr,
     sync::atomic::{
         AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release, SeqCst},
+        Ordering::{Acquire, Relaxed, SeqCst},
     },
     time::Duration,
 };
@@ -37,6 +40,7 @@ use crate::{
     arena::{Arena, ArenaVec, Zeroable},
     findings::ObstacleSink,
 };
+pub(crate) use state::ThreadState;
 
 /// glibc's `SIGCANCEL`.
 pub(crate) const FREEZE_SIGNAL: i32 = 32;
@@ -88,25 +92,6 @@ const IN_VDSO: u32 = 1;
 const IS_PARKED: u32 = 2;
 const GONE: u32 = 3;
 
-/// A thread's state in the kernel that `rt_sigreturn` does not bring back.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct ThreadState {
-    pub(crate) fs_base: u64,
-    pub(crate) gs_base: u64,
-    pub(crate) tid_address: u64,
-    pub(crate) robust_head: u64,
-    pub(crate) robust_bytes: u64,
-    pub(crate) rseq_address: u64,
-    pub(crate) rseq_bytes: u32,
-    /// A robust mutex is held or being taken.
-    pub(crate) robust_held: u32,
-    /// The error number if something could not be read.
-    pub(crate) errno: i32,
-    pub(crate) reserved: u32,
-    pub(crate) name: [u8; 16],
-}
-
 /// Room for a slot, away from those of other threads.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -115,37 +100,6 @@ const _: () = assert!(size_of::<Slot>() <= size_of::<SlotRoom>());
 
 // SAFETY: bytes.
 unsafe impl Zeroable for SlotRoom {}
-
-impl ThreadState {
-    /// Reads the calling thread's state.
-    pub(crate) fn read() -> Self {
-        let mut state = Self::default();
-        if let Err(errno) = state.fill() {
-            state.errno = errno.number();
-        }
-        state
-    }
-
-    fn fill(&mut self) -> Result<(), Errno> {
-        self.name = process::thread_name()?;
-        self.fs_base = process::fs_base()? as u64;
-        self.gs_base = process::gs_base()? as u64;
-        self.tid_address = process::tid_address()? as u64;
-        let (head, bytes) = process::robust_list()?;
-        (self.robust_head, self.robust_bytes) = (head as u64, bytes as u64);
-        if head != 0 {
-            let head = ptr::with_exposed_provenance::<usize>(head);
-            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words, of which the first points to
-            // itself while no robust mutex is held.
-            let first = unsafe { head.read_volatile() };
-            // SAFETY: as above; the third is the mutex being taken or released.
-            let pending = unsafe { head.wrapping_add(2).read_volatile() };
-            self.robust_held = u32::from(first != head.addr() || pending != 0);
-        }
-        (self.rseq_address, self.rseq_bytes) = arch::rseq_area(self.fs_base).unwrap_or_default();
-        Ok(())
-    }
-}
 
 /// All other threads, stopped. Dropping it releases them.
 #[derive(Debug)]
@@ -191,7 +145,7 @@ impl<'a> Frozen<'a> {
         ARRIVED.store(0, Relaxed);
         RELEASE.fetch_add(1, SeqCst);
         let ours = Action {
-            handler: on_signal as *const () as usize,
+            handler: handler::on_signal as *const () as usize,
             // SA_RESTORER, SA_SIGINFO, SA_RESTART: interrupted calls go on where the kernel can do that.
             flags: 0x0400_0000 | libc::SA_SIGINFO as u64 | libc::SA_RESTART as u64,
             restorer: arch::signal_return as *const () as usize,
@@ -399,93 +353,4 @@ pub(crate) fn touch() {
     EXPECTED.store(0, SeqCst);
     PREVIOUS[0].store(0, SeqCst);
     SLOTS.store(0, SeqCst);
-}
-
-/// The handler of the freeze signal.
-extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    INSIDE.fetch_add(1, SeqCst);
-    handle(number, info, context);
-    INSIDE.fetch_sub(1, SeqCst);
-}
-
-fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a filled siginfo to an SA_SIGINFO handler.
-    let info_filled = unsafe { &*info };
-    // SAFETY: for SI_QUEUE the sender is filled in; for other codes the bytes are there too and not used.
-    let sender = unsafe { info_filled.si_pid() };
-    if info_filled.si_code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
-        return pass_on(number, info, context);
-    }
-    // SAFETY: SI_QUEUE comes with a value.
-    let value = unsafe { info_filled.si_value() }.sival_ptr.addr() as u64;
-    let cookie = COOKIE.load(SeqCst);
-    if cookie == 0 || value >> SLOT_BITS != cookie {
-        // A signal of an earlier freeze, taken late.
-        return;
-    }
-    let room = ptr::with_exposed_provenance_mut::<SlotRoom>(SLOTS.load(Relaxed));
-    let place = room.wrapping_add((value & (THREADS_MAX as u64 - 1)) as usize).cast::<Slot>();
-    // SAFETY: the cookie is the running freeze's, so the slot was written before the signal was sent; it stays mapped while a
-    // thread is counted as inside.
-    let slot = unsafe { &*place };
-    if slot.tid != process::tid() || slot.state.load(SeqCst) != SIGNALLED {
-        return;
-    }
-    // SAFETY: an SA_SIGINFO handler gets the interrupted context.
-    let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
-    let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
-    if (VDSO[0].load(Relaxed)..VDSO[1].load(Relaxed)).contains(&ip) {
-        slot.state.store(IN_VDSO, SeqCst);
-        PARKED.fetch_add(1, SeqCst);
-        // Cannot fail for a word of our own, here and below.
-        let _ = futex::wake_all(&PARKED);
-        return;
-    }
-    // Kept in this frame: in another life the slot is not there.
-    let freeze = slot.freeze;
-    // SAFETY: the notes are this thread's until it says that it is parked.
-    unsafe { slot.noted.get().write(ThreadState::read()) };
-    // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot's resume point is this thread's to
-    // write until it says that it is parked.
-    let came_back = unsafe { arch::park(slot.resume.get(), wait_here, place.cast()) };
-    if came_back == 1 {
-        ARRIVED.fetch_add(1, SeqCst);
-        let _ = futex::wake_all(&ARRIVED);
-        wait_for_release(freeze);
-    }
-}
-
-/// Says that the thread is parked, and waits.
-unsafe extern "C" fn wait_here(slot: *mut u8) {
-    // SAFETY: `handle` passes its own slot.
-    let slot = unsafe { &*slot.cast::<Slot>() };
-    slot.state.store(IS_PARKED, Release);
-    PARKED.fetch_add(1, SeqCst);
-    let _ = futex::wake_all(&PARKED);
-    wait_for_release(slot.freeze);
-}
-
-fn wait_for_release(freeze: u32) {
-    while RELEASE.load(SeqCst) == freeze {
-        futex::wait(&RELEASE, freeze, None);
-    }
-}
-
-/// Calls the handler that ours has replaced.
-fn pass_on(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let (handler, flags) = (PREVIOUS[0].load(Relaxed), PREVIOUS[1].load(Relaxed));
-    if handler <= 1 {
-        return;
-    }
-    let handler = ptr::with_exposed_provenance::<()>(handler);
-    if flags & libc::SA_SIGINFO as usize != 0 {
-        type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
-        // SAFETY: the address was installed as a handler with SA_SIGINFO, so it is a function of this type.
-        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
-        handler(number, info, context);
-    } else {
-        // SAFETY: the address was installed as a handler without SA_SIGINFO, so it is a function of this type.
-        let handler = unsafe { std::mem::transmute::<*const (), extern "C" fn(i32)>(handler) };
-        handler(number);
-    }
 }

@@ -1,0 +1,234 @@
+//! What is found while everything stands still, put into the header and the tables of the image.
+
+use crac_core::{Mode, ObstacleKind};
+use crac_sys::{Errno, fs, mem::PAGE_SIZE, process};
+
+use super::{Stop, Work};
+use crate::{
+    arch::{self, Resume},
+    arena::ArenaVec,
+    descriptors::{self, Survey},
+    facts,
+    findings::ObstacleSink,
+    freeze::{self, Frozen, ThreadState},
+    layout::{
+        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, STAGING_BYTES, Section, ThreadRecord, VERSION, ZONE_HINT, cpu,
+        xxh64::xxh64,
+    },
+    madvise,
+    pages::Pages,
+    plan,
+    stub::{ELF_HEADER_BYTES, Stub},
+    tables::{Memory, Sources},
+};
+
+/// The first address that a mapping cannot have.
+const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
+
+/// The tables that do not describe memory.
+pub(super) struct Tables<'a> {
+    pub(super) threads: ArenaVec<'a, ThreadRecord>,
+    pub(super) actions: &'a [ActionRecord],
+    pub(super) auxv: &'a [u8],
+    pub(super) descriptors: descriptors::DescriptorTable<'a>,
+}
+
+impl<'a> Work<'a, '_> {
+    /// Facts and plan.
+    pub(super) fn look(&mut self, frozen: &Frozen<'a>) -> Result<(Header, Memory<'a>, Tables<'a>), Stop> {
+        let arena = self.arena;
+        let no_memory = |errno| ("noting tables", errno);
+        let survey = Survey {
+            arena,
+            own: self.own,
+            policy: self.request.policy,
+            kcmp: self.options.kcmp,
+            duplicate_query: self.options.duplicate_query,
+        };
+        let obstacles = &mut self.obstacles;
+        let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
+        let (mut process, privileges) = facts::process(arena, self.options.filters_at_start, obstacles)?;
+        facts::threads(arena, frozen.threads(), privileges.seccomp_filters, obstacles);
+        if self.own_state.errno != 0 {
+            let errno = Errno::new(self.own_state.errno);
+            obstacles.push(ObstacleKind::Kernel, format_args!("a thread cannot read its own state: {errno}"));
+        }
+        if !madvise::is_interposed() {
+            obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
+        }
+        let kernel = kernel_version();
+        let entries = facts::mappings(arena)?;
+        let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
+        if self.request.mode == Mode::Continue {
+            for entry in entries.iter().filter(|entry| entry.flags.contains(b"dc") && !entry.flags.contains(b"pf")) {
+                let (start, end) = (entry.mapping.start, entry.mapping.end);
+                obstacles.push(
+                    ObstacleKind::MemoryOther,
+                    format_args!(
+                        "mapping {start:#x}-{end:#x} is not copied to children (MADV_DONTFORK), and the mode is continue"
+                    ),
+                );
+            }
+        }
+        let sources = Sources { arena, entries, image: madvise::backing_file(), stack_flag: kernel >= 6 << 16 | 7 };
+        let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
+        if memory.vdso.start == 0 {
+            obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
+        }
+        process.descriptor_max = descriptors.records.iter().map(|record| record.number).max().unwrap_or(-1);
+        let mut directory = [0; libc::PATH_MAX as usize];
+        let directory = fs::read_link_at(libc::AT_FDCWD, c"/proc/self/cwd", &mut directory)
+            .map_err(|errno| ("reading the working directory", errno))?;
+        if directory.ends_with(b" (deleted)") {
+            obstacles.push(ObstacleKind::FileDeleted, format_args!("the working directory"));
+        }
+        process.working_directory = memory.add_text(directory).map_err(no_memory)?;
+
+        let own = thread_record(process::tid(), self.resume, &self.own_state);
+        let mut threads = ArenaVec::new(arena);
+        threads.push(own).map_err(no_memory)?;
+        for thread in frozen.threads() {
+            threads.push(thread_record(thread.tid, thread.resume, &thread.state)).map_err(no_memory)?;
+        }
+        let main = process::pid();
+        match threads.iter().position(|thread| thread.tid == main) {
+            Some(at) => threads.swap(0, at),
+            None => obstacles.push(ObstacleKind::ThreadUnstoppable, format_args!("the main thread has ended")),
+        }
+        let tables = Tables {
+            threads,
+            actions: facts::actions(arena, (freeze::FREEZE_SIGNAL, frozen.previous)).map_err(no_memory)?,
+            auxv: facts::read_all(arena, c"/proc/self/auxv").map_err(|errno| ("reading /proc/self/auxv", errno))?,
+            descriptors,
+        };
+        let mut header = Header {
+            magic: MAGIC,
+            version: VERSION,
+            header_bytes: size_of::<Header>() as u32,
+            header_sum: 0,
+            tables_sum: 0,
+            front_sum: 0,
+            metadata_offset: 0,
+            metadata_bytes: 0,
+            data_offset: 0,
+            file_bytes: 0,
+            zone_start: 0,
+            zone_end: 0,
+            metadata_at: 0,
+            staging_at: 0,
+            handover_at: 0,
+            image_id: self.request.metadata.image_id.0,
+            parent: self.request.metadata.parent.map_or([0; 16], |parent| parent.0),
+            generation: self.request.metadata.generation,
+            captured_realtime_ns: facts::clock_ns(libc::CLOCK_REALTIME),
+            captured_monotonic_ns: facts::clock_ns(libc::CLOCK_MONOTONIC),
+            captured_boottime_ns: facts::clock_ns(libc::CLOCK_BOOTTIME),
+            page_size: PAGE_SIZE as u32,
+            kernel,
+            cpu: cpu::current(),
+            vdso: memory.vdso,
+            privileges,
+            process,
+            manifest: Section::default(),
+            mappings: Section::default(),
+            runs: Section::default(),
+            guards: Section::default(),
+            files: Section::default(),
+            threads: Section::default(),
+            actions: Section::default(),
+            auxv: Section::default(),
+            text: Section::default(),
+            descriptors: Section::default(),
+            descriptor_blob: Section::default(),
+        };
+        header.vdso.code_sum = xxh64(self.vdso);
+        place(self.manifest.len(), self.stub, &mut header, &mut memory, &tables, entries, &mut self.obstacles);
+        Ok((header, memory, tables))
+    }
+}
+
+/// Gives every part its place, in the file and in the restored process.
+fn place(
+    manifest_bytes: usize,
+    stub: &Stub,
+    header: &mut Header,
+    memory: &mut Memory<'_>,
+    tables: &Tables<'_>,
+    entries: &[crac_sys::proc::SmapsEntry<'_>],
+    obstacles: &mut ObstacleSink<'_>,
+) {
+    let mut offset = size_of::<Header>() as u64;
+    let mut section = |bytes: usize| {
+        let section = Section { offset, bytes: bytes as u64 };
+        offset = (offset + bytes as u64).next_multiple_of(16);
+        section
+    };
+    header.manifest = section(manifest_bytes);
+    header.mappings = section(size_of_val(&memory.mappings[..]));
+    header.runs = section(size_of_val(&memory.runs[..]));
+    header.guards = section(size_of_val(&memory.guards[..]));
+    header.files = section(size_of_val(&memory.files[..]));
+    header.threads = section(size_of_val(&tables.threads[..]));
+    header.actions = section(size_of_val(tables.actions));
+    header.auxv = section(tables.auxv.len());
+    header.text = section(memory.text.len());
+    header.descriptors = section(size_of_val(&tables.descriptors.records[..]));
+    header.descriptor_blob = section(tables.descriptors.blob.len());
+    header.metadata_bytes = offset.next_multiple_of(PAGE);
+    header.metadata_offset = ELF_HEADER_BYTES + stub.bytes.len() as u64;
+    header.data_offset = header.metadata_offset + header.metadata_bytes;
+    header.file_bytes = header.data_offset + memory.data_bytes();
+    for run in memory.runs.iter_mut() {
+        run.data_offset += header.data_offset;
+    }
+    let stub_bytes = stub.memory_bytes;
+    let zone_bytes = stub_bytes + header.metadata_bytes + STAGING_BYTES + HANDOVER_BYTES_MAX;
+    let taken = entries.iter().map(|entry| (entry.mapping.start, entry.mapping.end));
+    match plan::hole(taken, ZONE_HINT, zone_bytes, ADDRESSES_END) {
+        Some(zone) => {
+            header.zone_start = zone;
+            header.zone_end = zone + zone_bytes;
+            header.metadata_at = zone + stub_bytes;
+            header.staging_at = header.metadata_at + header.metadata_bytes;
+            header.handover_at = header.staging_at + STAGING_BYTES;
+        }
+        None => obstacles.push(ObstacleKind::Kernel, format_args!("no {zone_bytes} bytes of address space are free")),
+    }
+    if header.vdso.bytes.iter().sum::<u64>() > STAGING_BYTES {
+        obstacles.push(ObstacleKind::Kernel, format_args!("the vdso is larger than {STAGING_BYTES} bytes"));
+    }
+}
+
+fn thread_record(tid: i32, resume: Resume, state: &ThreadState) -> ThreadRecord {
+    ThreadRecord {
+        resume_sp: resume.sp,
+        resume_ip: resume.ip,
+        fs_base: state.fs_base,
+        gs_base: state.gs_base,
+        tid_address: state.tid_address,
+        robust_head: state.robust_head,
+        robust_bytes: state.robust_bytes,
+        rseq_address: state.rseq_address,
+        rseq_bytes: state.rseq_bytes,
+        rseq_signature: if state.rseq_address == 0 { 0 } else { arch::RSEQ_SIGNATURE },
+        tid,
+        reserved: 0,
+        name: state.name,
+    }
+}
+
+/// `major << 16 | minor` of the running kernel.
+fn kernel_version() -> u32 {
+    let Ok(names) = process::uname() else { return 0 };
+    let mut numbers = [0_u32; 2];
+    let mut at = 0;
+    for byte in names.release.iter().map(|byte| *byte as u8) {
+        match (byte, numbers.get_mut(at)) {
+            (b'0'..=b'9', Some(number)) => *number = number.saturating_mul(10).saturating_add(u32::from(byte - b'0')),
+            (b'.', Some(_)) => at += 1,
+            _ => break,
+        }
+    }
+    let [major, minor] = numbers;
+    major << 16 | minor & 0xffff
+}

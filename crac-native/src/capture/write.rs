@@ -1,0 +1,111 @@
+//! The planned image put into its file, and executed.
+#![expect(unsafe_code, reason = "replaces the process by its image")]
+
+use std::{os::fd::AsFd, sync::atomic::Ordering};
+
+use crac_sys::{Errno, fs, process};
+
+use super::{HEADER_AT, Work, look::Tables};
+use crate::{
+    arena::ArenaVec,
+    facts::{self, Problem},
+    layout::{
+        Boot, Header, MAGIC, Section,
+        xxh64::{Xxh64, xxh64},
+    },
+    record::{Record, bytes_of},
+    stub::ELF_HEADER_BYTES,
+    tables::Memory,
+    writer::{ImageFile, Reader},
+};
+
+impl Work<'_, '_> {
+    /// Writes the image as planned: page data first, because the tables hold its checksums.
+    pub(super) fn write(
+        &mut self,
+        image: &mut ImageFile,
+        header: &mut Header,
+        memory: &mut Memory<'_>,
+        tables: &Tables<'_>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Problem> {
+        let writing = |errno| ("writing the image", errno);
+        let reading = |errno| ("opening /proc/self/mem", errno);
+        // From here on the address is part of the image.
+        HEADER_AT.store(header.metadata_at, Ordering::SeqCst);
+        image.set_len(header.file_bytes).map_err(writing)?;
+        let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
+        let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
+        for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
+            let is_indirect = *is_indirect != 0;
+            let written = image.write_run(run, &mut reader, is_indirect, progress);
+            written.map_err(|errno| ("writing the memory into the image", errno))?;
+        }
+        let sections: [(&[u8], Section); 11] = [
+            (self.manifest, header.manifest),
+            (bytes_of(&memory.mappings), header.mappings),
+            (bytes_of(&memory.runs), header.runs),
+            (bytes_of(&memory.guards), header.guards),
+            (bytes_of(&memory.files), header.files),
+            (bytes_of(&tables.threads), header.threads),
+            (bytes_of(tables.actions), header.actions),
+            (tables.auxv, header.auxv),
+            (&memory.text, header.text),
+            (bytes_of(&tables.descriptors.records), header.descriptors),
+            (&tables.descriptors.blob, header.descriptor_blob),
+        ];
+        let metadata = self.arena.zeroed::<u8>(header.metadata_bytes as usize).map_err(|errno| ("noting tables", errno))?;
+        for (bytes, section) in sections {
+            if let Some(place) = metadata.get_mut(section.offset as usize..).and_then(|rest| rest.get_mut(..bytes.len())) {
+                place.copy_from_slice(bytes);
+            }
+        }
+        let boot = Boot {
+            magic: MAGIC,
+            metadata_at: header.metadata_at,
+            metadata_offset: header.metadata_offset,
+            metadata_bytes: header.metadata_bytes,
+            file_bytes: header.file_bytes,
+        };
+        self.stub.relocate(header.zone_start, &boot);
+        let elf_header = self.stub.elf_header(header.zone_start, &boot, self.program);
+        let mut front = Xxh64::new();
+        let rest = front.blocks(&elf_header);
+        debug_assert!(rest.is_empty(), "pages are whole blocks");
+        header.front_sum = front.finish(&self.stub.bytes);
+        let header_bytes = size_of::<Header>();
+        header.tables_sum = Xxh64::new().finish(metadata.get(header_bytes..).unwrap_or_default());
+        header.header_sum = xxh64(header.bytes());
+        if let Some(place) = metadata.get_mut(..header_bytes) {
+            place.copy_from_slice(header.bytes());
+        }
+        image.write(metadata, header.metadata_offset).map_err(writing)?;
+        image.write(&self.stub.bytes, ELF_HEADER_BYTES).map_err(writing)?;
+        image.write(&elf_header, 0).map_err(writing)
+    }
+
+    /// Executes the image in this process, with the environment it was started with. Returns only if that fails.
+    pub(super) fn become_image(&self, image: &mut ImageFile) -> Errno {
+        let file = match image.reopen_to_execute() {
+            Ok(file) => file,
+            Err(errno) => return errno,
+        };
+        let environment = match facts::read_all(self.arena, c"/proc/self/environ") {
+            Ok(environment) => environment,
+            Err(errno) => return errno,
+        };
+        let mut variables = ArenaVec::new(self.arena);
+        for variable in environment.split_inclusive(|byte| *byte == 0).filter(|variable| variable.ends_with(b"\0")) {
+            if let Err(errno) = variables.push(variable.as_ptr().addr()) {
+                return errno;
+            }
+        }
+        if let Err(errno) = variables.push(0) {
+            return errno;
+        }
+        let arguments = [self.image_path.as_ptr().addr(), 0];
+        // SAFETY: both vectors end with a null and hold addresses of NUL-terminated texts: the path, and lines of `environ`,
+        // of which only those that end in NUL were taken.
+        unsafe { process::exec_fd(file.as_fd(), arguments.as_ptr().addr(), variables.as_ptr().addr()) }
+    }
+}

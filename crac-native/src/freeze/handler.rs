@@ -1,0 +1,106 @@
+//! What runs in every other thread: the handler of the freeze signal.
+//!
+//! It may interrupt any code, so it uses bare system calls and atomics alone.
+#![expect(unsafe_code, reason = "a signal handler, and a slot that it shares with the capturing thread")]
+
+use std::{
+    ptr,
+    sync::atomic::Ordering::{Relaxed, Release, SeqCst},
+};
+
+use crac_sys::{futex, process};
+
+use super::{
+    ARRIVED, COOKIE, IN_VDSO, INSIDE, IS_PARKED, PARKED, PREVIOUS, PROCESS, RELEASE, SIGNALLED, SLOT_BITS, SLOTS, Slot, SlotRoom,
+    THREADS_MAX, VDSO, state::ThreadState,
+};
+use crate::arch;
+
+/// The handler of the freeze signal.
+pub(super) extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    INSIDE.fetch_add(1, SeqCst);
+    handle(number, info, context);
+    INSIDE.fetch_sub(1, SeqCst);
+}
+
+fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a filled siginfo to an SA_SIGINFO handler.
+    let info_filled = unsafe { &*info };
+    // SAFETY: for SI_QUEUE the sender is filled in; for other codes the bytes are there too and not used.
+    let sender = unsafe { info_filled.si_pid() };
+    if info_filled.si_code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
+        return pass_on(number, info, context);
+    }
+    // SAFETY: SI_QUEUE comes with a value.
+    let value = unsafe { info_filled.si_value() }.sival_ptr.addr() as u64;
+    let cookie = COOKIE.load(SeqCst);
+    if cookie == 0 || value >> SLOT_BITS != cookie {
+        // A signal of an earlier freeze, taken late.
+        return;
+    }
+    let room = ptr::with_exposed_provenance_mut::<SlotRoom>(SLOTS.load(Relaxed));
+    let place = room.wrapping_add((value & (THREADS_MAX as u64 - 1)) as usize).cast::<Slot>();
+    // SAFETY: the cookie is the running freeze's, so the slot was written before the signal was sent; it stays mapped while a
+    // thread is counted as inside.
+    let slot = unsafe { &*place };
+    if slot.tid != process::tid() || slot.state.load(SeqCst) != SIGNALLED {
+        return;
+    }
+    // SAFETY: an SA_SIGINFO handler gets the interrupted context.
+    let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
+    if (VDSO[0].load(Relaxed)..VDSO[1].load(Relaxed)).contains(&ip) {
+        slot.state.store(IN_VDSO, SeqCst);
+        PARKED.fetch_add(1, SeqCst);
+        // Cannot fail for a word of our own, here and below.
+        let _ = futex::wake_all(&PARKED);
+        return;
+    }
+    // Kept in this frame: in another life the slot is not there.
+    let freeze = slot.freeze;
+    // SAFETY: the notes are this thread's until it says that it is parked.
+    unsafe { slot.noted.get().write(ThreadState::read()) };
+    // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot's resume point is this thread's to
+    // write until it says that it is parked.
+    let came_back = unsafe { arch::park(slot.resume.get(), wait_here, place.cast()) };
+    if came_back == 1 {
+        ARRIVED.fetch_add(1, SeqCst);
+        let _ = futex::wake_all(&ARRIVED);
+        wait_for_release(freeze);
+    }
+}
+
+/// Says that the thread is parked, and waits.
+unsafe extern "C" fn wait_here(slot: *mut u8) {
+    // SAFETY: `handle` passes its own slot.
+    let slot = unsafe { &*slot.cast::<Slot>() };
+    slot.state.store(IS_PARKED, Release);
+    PARKED.fetch_add(1, SeqCst);
+    let _ = futex::wake_all(&PARKED);
+    wait_for_release(slot.freeze);
+}
+
+fn wait_for_release(freeze: u32) {
+    while RELEASE.load(SeqCst) == freeze {
+        futex::wait(&RELEASE, freeze, None);
+    }
+}
+
+/// Calls the handler that ours has replaced.
+fn pass_on(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let (handler, flags) = (PREVIOUS[0].load(Relaxed), PREVIOUS[1].load(Relaxed));
+    if handler <= 1 {
+        return;
+    }
+    let handler = ptr::with_exposed_provenance::<()>(handler);
+    if flags & libc::SA_SIGINFO as usize != 0 {
+        type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+        // SAFETY: the address was installed as a handler with SA_SIGINFO, so it is a function of this type.
+        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
+        handler(number, info, context);
+    } else {
+        // SAFETY: the address was installed as a handler without SA_SIGINFO, so it is a function of this type.
+        let handler = unsafe { std::mem::transmute::<*const (), extern "C" fn(i32)>(handler) };
+        handler(number);
+    }
+}
