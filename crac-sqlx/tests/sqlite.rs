@@ -233,6 +233,21 @@ async fn a_database_that_is_gone_is_reported_and_the_same_process_serves_on() {
     assert_eq!(orders(&strict).await, Vec::<String>::new());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lazy_pool_connects_when_it_is_used_and_not_at_the_end_of_a_round() {
+    let directory = tempfile::tempdir().unwrap();
+    let context = context();
+    let url = url(&directory, "orders.db").replace("rwc", "rw");
+    let pool = SqlitePool::builder().context(&context).connect_lazy(&url).unwrap();
+    assert!(matches!(context.checkpoint(CheckpointRequest::new(Mode::Exit)).await, Ok(Completed::Restored(..))));
+    assert_eq!(pool.size(), 0);
+    std::fs::write(directory.path().join("orders.db"), "").unwrap();
+    sqlx::query("CREATE TABLE orders (text TEXT)").execute(&pool).await.unwrap();
+    assert!(matches!(context.checkpoint(CheckpointRequest::new(Mode::Exit)).await, Ok(Completed::Restored(..))));
+    assert_eq!(pool.size(), 0);
+    assert_eq!(orders(&pool).await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_database_in_memory_refuses_and_keeps_its_data() {
     let context = context();
