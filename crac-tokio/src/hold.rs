@@ -19,7 +19,7 @@ use crate::{
     root::{Root, Roots},
     station::{Place, Standing, Station},
     stuck,
-    threads::{self, Listed, Threads, Tid},
+    threads::{self, Listed, Threads},
 };
 
 /// Stops one tokio runtime: its workers, its root futures and its idle blocking threads.
@@ -46,6 +46,8 @@ const PACE_MAX: Duration = Duration::from_millis(5);
 const PUSHES_AT_A_PACE: u32 = 64;
 /// How long one blocking hold may take to land before the pool counts as full.
 const BLOCKING_MAX: Duration = Duration::from_millis(100);
+/// How many threads at most are started to find out that no other is idle.
+const NEWBORN_MAX: u32 = 3;
 
 impl TokioHold {
     /// Stops the runtime of `handle`. It is called by the runtime's name in reports.
@@ -144,30 +146,39 @@ impl TokioHold {
     }
 
     /// Pushes blocking holds until one lands on a thread that did not exist before: then no idle one is left.
+    ///
+    /// A thread whose task has just ended is not idle yet, so a few more are pushed while there are threads that may be such.
     fn hold_blocking_threads(&self, station: &Arc<Station>, deadline: Instant) {
         let Some(born) = threads::tids() else { return };
-        loop {
-            if let Some(threads) = &self.threads {
-                let standing = station.standing();
-                if threads.alive().iter().all(|thread| standing.iter().any(|standing| standing.thread == *thread)) {
-                    return;
-                }
-            }
+        let mut newborn = 0;
+        while !self.all_known_stand(station) {
             let before = station.standing().len();
             let task = HoldTask::new(station);
             // Nobody waits for it: the station knows who has come.
             drop(self.handle.spawn_blocking(move || task.stand(Place::Blocking)));
-            let limit = deadline.min(Instant::now() + BLOCKING_MAX);
-            let mut last: Option<Tid> = None;
-            let landed = station.wait_until(limit, |standing| {
-                last = standing.last().map(|standing| standing.tid);
+            let mut last = None;
+            let landed = station.wait_until(deadline.min(Instant::now() + BLOCKING_MAX), |standing| {
+                last = standing.last().cloned();
                 standing.len() > before
             });
             // Not landed: every thread of the pool runs a task and no further one may be started.
-            if !landed || last.is_some_and(|tid| !born.contains(&tid)) {
+            let Some(last) = last.filter(|_| landed) else { return };
+            if born.contains(&last.tid) {
+                continue;
+            }
+            newborn += 1;
+            if newborn >= NEWBORN_MAX || !stuck::may_become_idle(&last.name, &born) {
                 return;
             }
+            std::thread::sleep(PACE * 4);
         }
+    }
+
+    /// Whether the runtime announces its threads and all of them stand.
+    fn all_known_stand(&self, station: &Station) -> bool {
+        let Some(threads) = &self.threads else { return false };
+        let standing = station.standing();
+        threads.alive().iter().all(|thread| standing.iter().any(|standing| standing.thread == *thread))
     }
 }
 

@@ -12,11 +12,28 @@ use crate::{
 pub(crate) fn suspects(count: usize, names: &[&str]) -> Vec<String> {
     let wanted = |listed: &Listed| match names {
         [] => listed.name == DEFAULT_NAME,
-        names => names.iter().any(|name| name.bytes().take(COMM_LEN).eq(listed.name.bytes())),
+        names => names.iter().any(|name| is_called(listed, name)),
     };
     let threads = threads::listed().into_iter().filter(|listed| wanted(listed) && !board::is_standing(listed.tid));
     let observed = threads.filter_map(|listed| observe(listed.tid).map(|doing| (doing, listed))).collect();
     select(observed, count).into_iter().map(|(doing, listed)| format!("{listed}, {}", doing.words())).collect()
+}
+
+/// Whether a thread called `name`, one of `born`, does not stand and does what a thread does whose task has just ended: it runs, or
+/// waits on a futex.
+pub(crate) fn may_become_idle(name: &str, born: &[Tid]) -> bool {
+    let candidates = threads::listed()
+        .into_iter()
+        .filter(|listed| is_called(listed, name) && born.contains(&listed.tid) && !board::is_standing(listed.tid));
+    candidates.filter_map(|listed| observe(listed.tid)).any(|doing| match doing {
+        Doing::Runs | Doing::WaitsOnFutex => true,
+        Doing::Waits { .. } => false,
+    })
+}
+
+/// Whether the kernel, which cuts names off, lists a thread called `name`.
+fn is_called(listed: &Listed, name: &str) -> bool {
+    name.bytes().take(COMM_LEN).eq(listed.name.bytes())
 }
 
 /// tokio's name of a thread unless the builder says otherwise.

@@ -57,6 +57,16 @@ fn wait_for_a_turn(turns: &AtomicUsize) {
     }
 }
 
+/// Waits until the thread has gone to sleep: a blocking thread is not idle at the moment its task has ended.
+fn wait_asleep(tid: i32) {
+    let deadline = soon();
+    let asleep = || std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap().contains(") S ");
+    while !asleep() {
+        assert!(Instant::now() < deadline, "thread {tid} does not go to sleep");
+        std::thread::yield_now();
+    }
+}
+
 /// The threads on which a sweep ran.
 fn swept_threads(held: &dyn crac_core::Held) -> (HashSet<ThreadId>, Vec<String>) {
     let seen = Arc::new(Mutex::new(HashSet::new()));
@@ -134,7 +144,7 @@ fn idle_blocking_threads_are_held_and_swept() {
     for watched in [false, true] {
         let mut builder = Builder::new_multi_thread();
         let threads = Threads::watch(&mut builder);
-        let runtime = builder.worker_threads(1).build().unwrap();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
         // All at the same time, so that there are as many threads.
         let barrier = Arc::new(std::sync::Barrier::new(3));
         let ids: Vec<_> = (0..3)
@@ -142,16 +152,17 @@ fn idle_blocking_threads_are_held_and_swept() {
                 let barrier = barrier.clone();
                 runtime.spawn_blocking(move || {
                     barrier.wait();
-                    std::thread::current().id()
+                    (std::thread::current().id(), rustix::thread::gettid().as_raw_nonzero().get())
                 })
             })
             .collect();
-        let ids: Vec<_> = ids.into_iter().map(|task| runtime.block_on(task).unwrap()).collect();
+        let ids: Vec<(ThreadId, i32)> = ids.into_iter().map(|task| runtime.block_on(task).unwrap()).collect();
+        ids.iter().for_each(|(_, tid)| wait_asleep(*tid));
         let hold = TokioHold::new(runtime.handle().clone());
         let hold = if watched { hold.with_threads(threads) } else { hold };
         let held = hold.hold(soon()).unwrap();
         let (swept, _) = swept_threads(&*held);
-        for id in &ids {
+        for (id, _) in &ids {
             assert!(swept.contains(id), "an idle blocking thread was not swept (watched: {watched})");
         }
         if watched {
