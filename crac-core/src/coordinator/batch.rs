@@ -111,7 +111,7 @@ impl Coordinator {
         running: &mut HashMap<Token, Running>,
     ) {
         let name = entry.options.name.clone();
-        if !self.is_free(&entry, round) {
+        if !self.is_free(way, &entry, round, running) {
             let wedged_before = entry.wedged.swap(true, Ordering::Relaxed);
             // A wedged resource makes a checkpoint impossible, but must not keep an abort from ending.
             if way == Way::Down || !wedged_before {
@@ -145,14 +145,18 @@ impl Coordinator {
     }
 
     /// Whether no earlier hook of `entry` is still there; waits for its end, at most the grace.
-    fn is_free(&mut self, entry: &Arc<Entry>, round: &mut RoundData) -> bool {
+    fn is_free(&mut self, way: Way, entry: &Arc<Entry>, round: &mut RoundData, running: &mut HashMap<Token, Running>) -> bool {
         let deadline = Instant::now() + self.shared.deadlines.grace;
         while self.lingering.contains_key(&entry.id) {
             if entry.wedged.load(Ordering::Relaxed) {
                 return false;
             }
             match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Message::HookEnded { token, .. }) => self.lingering.retain(|_, lingering| *lingering != token),
+                // It may be that of a neighbour that was told a moment ago.
+                Ok(Message::HookEnded { token, end, took }) => match running.remove(&token) {
+                    Some(hook) => Self::ended(way, &hook.entry, end, took, round),
+                    None => self.lingering.retain(|_, lingering| *lingering != token),
+                },
                 Ok(Message::Request { request, recursive, answer, .. }) => {
                     self.answer_late_comer(round, request, recursive, answer)
                 }

@@ -230,6 +230,31 @@ fn a_hook_that_cannot_be_dropped_wedges_its_resource_and_the_service_goes_on() {
     drop(hold);
 }
 
+/// The end of a healthy hook used to be thrown away while the coordinator waited for a late neighbour of the same batch.
+#[test]
+fn a_late_neighbour_does_not_drag_others_along() {
+    let mut setup = setup_with(Deadlines { grace: LONG, ..quick() }, |builder| builder);
+    let (hold, forever) = mpsc::channel::<()>();
+    let mut add = |name, before| {
+        let told = Told { name, log: setup.log.clone(), before, after: Act::Well };
+        let options = ResourceOptions::new(name).concurrent(true);
+        setup.kept.push(setup.context.register(options, told));
+    };
+    // On the way up the healthy one is told first; then the coordinator waits for the other to be gone.
+    add("healthy", Act::Well);
+    add("late", Act::Block(Arc::new(Mutex::new(forever))));
+    let log = setup.log.clone();
+    let releaser = std::thread::spawn(move || {
+        log.wait_for("after healthy Aborted(Resource)");
+        drop(hold);
+    });
+    let report = setup.aborted(Mode::Exit);
+    releaser.join().unwrap();
+    let failed: Vec<_> = report.failures.iter().map(|failure| failure.subject.as_str()).collect();
+    assert_eq!(failed, ["late"], "{report}");
+    assert!(report.resources.iter().any(|resource| resource.name == "healthy" && resource.after.is_some()));
+}
+
 #[test]
 fn work_in_flight_is_waited_for_and_named_when_it_is_late() {
     let setup = setup_with(Deadlines { drain: Duration::from_millis(100), ..quick() }, |builder| builder);
