@@ -28,7 +28,7 @@ use self::server::Server;
 use crate::lock;
 
 /// Serves the control socket of `context` until the guard is dropped: `PID.sock` in `directory`, or in the directory that
-/// the environment says ([`run_dir`](crac_core::control::run_dir)).
+/// the environment says ([`run_dir`](crac_core::control::run_dir)): in a restored life, the environment of the restore.
 ///
 /// Only the same user and root are served, by the credentials that the kernel supplies (unix(7), `SO_PEERCRED`). Each
 /// request is logged with its peer.
@@ -37,8 +37,8 @@ use crate::lock;
 ///
 /// If the directory cannot be made, belongs to somebody else or is open to others, or the socket cannot be bound.
 pub fn serve(context: &Context, directory: Option<&Path>) -> io::Result<Control> {
-    let directory = directory.map_or_else(directory::from_environment, Path::to_owned);
-    let trigger = Arc::new(Socket { context: context.clone(), directory, server: Mutex::new(None) });
+    let trigger =
+        Arc::new(Socket { context: context.clone(), directory: directory.map(Path::to_owned), server: Mutex::new(None) });
     trigger.bind()?;
     Ok(Control { attachment: Some(context.add_trigger(trigger.clone())), trigger })
 }
@@ -74,13 +74,18 @@ impl fmt::Debug for Control {
 /// The socket as a trigger: gone while the process is saved.
 struct Socket {
     context: Context,
-    directory: PathBuf,
+    directory: Option<PathBuf>,
     server: Mutex<Option<Server>>,
 }
 
 impl Socket {
+    /// Where the socket goes in this life.
+    fn directory(&self) -> PathBuf {
+        self.directory.clone().unwrap_or_else(|| directory::from_environment(&self.context.life()))
+    }
+
     fn bind(&self) -> io::Result<()> {
-        let server = Server::start(&self.context, &self.directory)?;
+        let server = Server::start(&self.context, &self.directory())?;
         *lock(&self.server) = Some(server);
         Ok(())
     }
@@ -94,6 +99,6 @@ impl Trigger for Socket {
     }
 
     fn resume(&self, _restored: bool) -> Result<(), BoxError> {
-        self.bind().map_err(|error| format!("cannot serve the control socket in {}: {error}", self.directory.display()).into())
+        self.bind().map_err(|error| format!("cannot serve the control socket in {}: {error}", self.directory().display()).into())
     }
 }

@@ -7,13 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crac_core::control::run_dir;
+use crac_core::{RestoreContext, control::run_dir};
 use rustix::process::{Pid, geteuid, test_kill_process};
 
-/// The directory that the environment says.
-pub(super) fn from_environment() -> PathBuf {
-    let var = |name| std::env::var_os(name);
-    run_dir(var("CRAC_RUN_DIR").as_deref(), var("XDG_RUNTIME_DIR").as_deref(), &std::env::temp_dir(), geteuid().as_raw())
+/// The directory that the environment of `life` says.
+pub(super) fn from_environment(life: &RestoreContext) -> PathBuf {
+    // A life that was started, or one whose engine tells nothing, has the environment of the process.
+    let var = |name: &str| if life.env().is_empty() { std::env::var_os(name) } else { life.var(name).map(ToOwned::to_owned) };
+    let temporary = var("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    run_dir(var("CRAC_RUN_DIR").as_deref(), var("XDG_RUNTIME_DIR").as_deref(), &temporary, geteuid().as_raw())
 }
 
 /// Makes `directory` if it is missing, and refuses one in which others could put sockets of their own.
@@ -55,9 +57,22 @@ pub(super) fn sweep(directory: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
+
+    use crac_core::{CheckpointRequest, Context, Mode, SimEngine, SimScript};
 
     use super::*;
+
+    #[test]
+    fn a_restored_life_has_the_directory_of_its_own_environment() {
+        let engine = Arc::new(SimEngine::new());
+        let context = Context::builder("test", engine.clone()).build().unwrap();
+        let env = vec![("XDG_RUNTIME_DIR".into(), "/elsewhere".into())];
+        engine.then(SimScript::Restored { asleep: Duration::ZERO, args: Vec::new(), env });
+        assert_ne!(from_environment(&context.life()), Path::new("/elsewhere/crac"));
+        context.request(CheckpointRequest::new(Mode::Exit)).wait(Duration::from_secs(20)).unwrap().unwrap();
+        assert_eq!(from_environment(&context.life()), Path::new("/elsewhere/crac"));
+    }
 
     #[test]
     fn a_directory_open_to_others_is_refused_and_one_that_is_missing_is_made_private() {
