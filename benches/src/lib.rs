@@ -1,1 +1,2 @@
-//! Micro-benchmarks.
+//! Micro-benchmarks of crac: `cargo bench -p crac-benches`. What is measured as whole programs is in `cargo xtask bench`, whose
+//! floor is `floor/floor.rs`.
