@@ -285,6 +285,7 @@ impl Context {
             .phase(Phase::Work)
             .deadline(self.shared.deadlines.drain)
             .concurrent(true)
+            .only_before()
             .explain(move || format!("{} {} still in flight", still.inside(), still.name()));
         self.register(options, Drain(gate.clone())).forever();
         gate

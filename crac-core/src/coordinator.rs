@@ -129,6 +129,7 @@ impl Coordinator {
             own_descriptors: request.own_descriptors.clone(),
             request,
             held: Vec::new(),
+            suspended: Vec::new(),
             held_threads: 0,
             stages: Vec::new(),
             resources: Vec::new(),
@@ -179,6 +180,7 @@ impl Coordinator {
         round.advanced(RoundProgress::Hold);
         let triggers: Vec<_> = lock(&self.shared.triggers).iter().map(|(_, trigger)| trigger.clone()).collect();
         triggers.iter().for_each(|trigger| trigger.suspend());
+        round.suspended = triggers;
         let deadline = begun + self.shared.deadlines.hold;
         let runtimes: Vec<_> = lock(&self.shared.holds).iter().map(|(_, runtime)| runtime.clone()).collect();
         let mut all_held = true;
@@ -325,20 +327,24 @@ impl Coordinator {
 
     fn release(&self, round: &mut RoundData) -> Event {
         let begun = Instant::now();
-        let restored = round.asleep.is_some();
         round.held.drain(..).for_each(|held| held.release());
         round.way_deadline = begun + self.shared.deadlines.up;
-        let triggers: Vec<_> = lock(&self.shared.triggers).iter().map(|(_, trigger)| trigger.clone()).collect();
-        for trigger in triggers {
-            if let Err(error) = trigger.resume(restored) {
-                round.fail("trigger", "resume", FailureKind::Error, describe(&error));
-            }
-        }
         round.stage("release", begun);
         Event::Released
     }
 
+    /// Lets requests in from outside again: last, so that the first answer of a restored life does not wait for it.
+    fn resume_triggers(&self, round: &mut RoundData) {
+        let restored = round.asleep.is_some();
+        for trigger in std::mem::take(&mut round.suspended) {
+            if let Err(error) = trigger.resume(restored) {
+                round.fail("trigger", "resume", FailureKind::Error, describe(&error));
+            }
+        }
+    }
+
     fn answer(&mut self, ending: Ending, round: &mut RoundData) {
+        self.resume_triggers(round);
         let report = Arc::new(self.report(ending, round));
         tracing::info!(ending = ?report.ending, took_ms = report.took.as_secs_f64() * 1e3, failures = report.failures.len(), obstacles = report.obstacles.len(), "checkpoint round ended");
         let completed = match ending {

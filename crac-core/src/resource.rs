@@ -26,7 +26,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///   resource registered last comes first. Order afterwards: exactly backwards.
 /// * Everyone is told. A resource whose `before_checkpoint` failed, was late or panicked still gets `after_restore`.
 /// * `after_restore` runs once for each `before_checkpoint` that was started, in each of the three outcomes: see
-///   [`RestoreContext::outcome`]. It must put back in order whatever `before_checkpoint` left half done.
+///   [`RestoreContext::outcome`]; unless the resource was registered [`only_before`](ResourceOptions::only_before). It must put back in order whatever `before_checkpoint` left half done.
 ///
 /// # What you owe
 ///
@@ -98,12 +98,13 @@ pub struct ResourceOptions {
     pub(crate) deadline: Option<Duration>,
     pub(crate) concurrent: bool,
     pub(crate) explain: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    pub(crate) only_before: bool,
 }
 
 impl ResourceOptions {
     /// A resource called `name` in [`Phase::Service`], with the context's hook deadline, alone in its turn.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), phase: Phase::Service, deadline: None, concurrent: false, explain: None }
+        Self { name: name.into(), phase: Phase::Service, deadline: None, concurrent: false, explain: None, only_before: false }
     }
 
     /// Sets the phase.
@@ -121,6 +122,12 @@ impl ResourceOptions {
     /// Lets the hooks run together with those of registration neighbours in the same phase that are concurrent too.
     pub fn concurrent(mut self, concurrent: bool) -> Self {
         self.concurrent = concurrent;
+        self
+    }
+
+    /// Says that `after_restore` does nothing, so that nobody waits for it: each hook of a restored life delays its first answer.
+    pub fn only_before(mut self) -> Self {
+        self.only_before = true;
         self
     }
 

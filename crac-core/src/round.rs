@@ -14,7 +14,7 @@ use crate::{
     registry::Entry,
     report::{Failure, FailureKind, ResourceReport},
     request::{CheckpointError, CheckpointRequest, Completed},
-    seams::{Held, HostFacts, RoundProgress, RoundWatch},
+    seams::{Held, HostFacts, RoundProgress, RoundWatch, Trigger},
 };
 
 /// Where an answer goes.
@@ -43,6 +43,8 @@ pub(crate) struct RoundData {
     pub(crate) batches: Vec<Vec<Arc<Entry>>>,
     pub(crate) host_before: HostFacts,
     pub(crate) held: Vec<Box<dyn Held>>,
+    /// Triggers that are suspended.
+    pub(crate) suspended: Vec<Arc<dyn Trigger>>,
     pub(crate) held_threads: usize,
     pub(crate) stages: Vec<Stage>,
     pub(crate) resources: Vec<ResourceReport>,

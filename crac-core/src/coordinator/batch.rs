@@ -89,6 +89,10 @@ impl Coordinator {
         let mut batch = round.batches[at].clone();
         if way == Way::Up {
             batch.reverse();
+            batch.retain(|entry| !entry.options.only_before);
+            if batch.is_empty() {
+                return Instant::now() < round.way_deadline;
+            }
         }
         let mut running = HashMap::new();
         for entry in batch {

@@ -112,7 +112,7 @@ impl TcpListener {
         let registrations = context.map(|context| {
             let options = |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true);
             vec![
-                context.register(options("last call of", Phase::Egress), LastCall(shared.clone())),
+                context.register(options("last call of", Phase::Egress).only_before(), LastCall(shared.clone())),
                 context.register(options("listener", Phase::Ingress), Ingress(shared.clone())),
             ]
         });
