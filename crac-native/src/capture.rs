@@ -15,6 +15,7 @@ mod write;
 
 use std::{
     ffi::CString,
+    ops::Range,
     os::fd::RawFd,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -63,7 +64,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
     let image_path = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(request.image.as_os_str())).unwrap_or_default();
     let mut own: Vec<RawFd> = request.own_descriptors.clone();
     own.extend(image.iter().flat_map(ImageFile::descriptors));
-    let vdso = exec::vdso().unwrap_or_default();
+    let (vdso, loader) = (exec::vdso().unwrap_or_default(), exec::loader().unwrap_or_default());
     let arena = Arena::new().map_err(failed("reserving memory for the capture"))?;
     freeze::touch();
     madvise::touch();
@@ -80,6 +81,8 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         image_path: &image_path,
         own: &own,
         vdso,
+        loader,
+        is_interposed: madvise::is_interposed(),
         obstacles: ObstacleSink::new(&arena),
         resume: Resume::default(),
         own_state: ThreadState::default(),
@@ -122,6 +125,10 @@ struct Work<'a, 'r> {
     image_path: &'a CString,
     own: &'a [RawFd],
     vdso: &'static [u8],
+    /// Addresses of the dynamic loader's code.
+    loader: Range<usize>,
+    /// Whether `madvise` is ours in this program; the answer takes the loader's lock.
+    is_interposed: bool,
     obstacles: ObstacleSink<'a>,
     resume: Resume,
     own_state: ThreadState,
@@ -164,7 +171,9 @@ impl<'a> Work<'a, '_> {
         let mut fault = self.options.fault;
         self.own_state = ThreadState::read();
         let deadline = self.options.freeze_deadline;
-        let frozen = match Frozen::all(self.arena, self.vdso.as_ptr_range(), deadline, &mut self.obstacles) {
+        let vdso = self.vdso.as_ptr_range();
+        let avoided = [vdso.start.addr()..vdso.end.addr(), self.loader.clone()];
+        let frozen = match Frozen::all(self.arena, avoided, deadline, &mut self.obstacles) {
             Ok(frozen) => frozen,
             Err(FreezeError::Unstoppable) => return Err(Stop::Refused),
             Err(FreezeError::System(what, errno)) => return Err(Stop::System((what, errno))),

@@ -1,7 +1,7 @@
-//! Execution by descriptor, and the running kernel's vdso.
+//! Execution by descriptor, and where code lies that a process does not bring itself.
 #![expect(unsafe_code, reason = "replaces the process; reads the kernel's own mapping")]
 
-use std::{ffi::CString, os::fd::BorrowedFd, ptr, slice};
+use std::{ffi::CString, ops::Range, os::fd::BorrowedFd, ptr, slice};
 
 use crac_sys::process;
 
@@ -22,4 +22,39 @@ pub(crate) fn vdso() -> Option<&'static [u8]> {
     let start = ptr::with_exposed_provenance::<u8>(usize::try_from(found.start).ok()?);
     // SAFETY: the kernel maps its code readable, and nobody unmaps it.
     Some(unsafe { slice::from_raw_parts(start, usize::try_from(found.size()).ok()?) })
+}
+
+/// Addresses of the dynamic loader's code; nothing in a static program.
+pub(crate) fn loader() -> Option<Range<usize>> {
+    // SAFETY: only asks; 0 stands for "not there".
+    let base = unsafe { libc::getauxval(libc::AT_BASE) };
+    let text = std::fs::read("/proc/self/maps").ok()?;
+    let mut at = base;
+    for mapping in crac_sys::proc::Mapping::all(&text).flatten().filter(|mapping| mapping.start >= base && base != 0) {
+        // The parts of one file follow each other without a gap.
+        if mapping.start != at {
+            break;
+        }
+        at = mapping.end;
+        if mapping.execute {
+            return Some(usize::try_from(mapping.start).ok()?..usize::try_from(mapping.end).ok()?);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_is_found_where_there_is_one() {
+        let found = loader();
+        if cfg!(target_feature = "crt-static") {
+            assert_eq!(found, None);
+        } else {
+            assert!(found.is_some_and(|range| range.len() > 4096));
+        }
+        assert!(vdso().is_some_and(|code| code.starts_with(b"\x7fELF")));
+    }
 }

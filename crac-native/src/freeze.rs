@@ -3,7 +3,7 @@
 //! ```text
 //! capturing thread                          every other thread
 //! ────────────────                          ──────────────────
-//! list /proc/self/task ──── signal ───────► handler: is it ours? inside the vdso? (then again)
+//! list /proc/self/task ──── signal ───────► handler: is it ours? inside code to avoid? (again)
 //!   until all are parked                      notes its own kernel state in its slot
 //! facts, plan, image                          park: waits on RELEASE
 //! release ─────────── wake ───────────────► handler returns; rt_sigreturn restores all registers
@@ -62,7 +62,8 @@ static PARKED: AtomicU32 = AtomicU32::new(0);
 static ARRIVED: AtomicU32 = AtomicU32::new(0);
 /// How many threads the image holds besides the capturing one.
 static EXPECTED: AtomicU32 = AtomicU32::new(0);
-static VDSO: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+/// Starts and ends of the code in which no thread is stopped.
+static AVOIDED: [[AtomicUsize; 2]; 2] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; 2];
 /// The disposition our handler replaced, for signals that are not ours.
 static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 static PROCESS: AtomicI32 = AtomicI32::new(0);
@@ -88,7 +89,7 @@ pub(crate) struct Parked {
 }
 
 const SIGNALLED: u32 = 0;
-const IN_VDSO: u32 = 1;
+const IN_AVOIDED: u32 = 1;
 const IS_PARKED: u32 = 2;
 const GONE: u32 = 3;
 
@@ -125,11 +126,12 @@ pub(crate) enum FreezeError {
 impl<'a> Frozen<'a> {
     /// Stops every other thread, within `deadline`.
     ///
-    /// The caller has blocked all signals. `vdso` is the range in which no thread may be stopped: it would go on there in
-    /// another life, half through a computation with this life's clock data.
+    /// The caller has blocked all signals. In the code at `avoided` no thread is stopped, but asked again until it is elsewhere:
+    /// in the vdso it would go on in another life half through a computation with this life's clock data, and in the dynamic
+    /// loader it holds locks that know their owner by its thread id.
     pub(crate) fn all(
         arena: &'a Arena,
-        vdso: std::ops::Range<*const u8>,
+        avoided: [std::ops::Range<usize>; 2],
         deadline: Duration,
         obstacles: &mut ObstacleSink<'a>,
     ) -> Result<Self, FreezeError> {
@@ -139,8 +141,10 @@ impl<'a> Frozen<'a> {
         process::random(&mut random).map_err(system("drawing a cookie"))?;
         let cookie = (u64::from_ne_bytes(random) >> SLOT_BITS).max(1);
         PROCESS.store(process::pid(), Relaxed);
-        VDSO[0].store(vdso.start.addr(), Relaxed);
-        VDSO[1].store(vdso.end.addr(), Relaxed);
+        for (place, range) in AVOIDED.iter().zip(avoided) {
+            place[0].store(range.start, Relaxed);
+            place[1].store(range.end, Relaxed);
+        }
         SLOTS.store(room.expose_provenance(), Relaxed);
         ARRIVED.store(0, Relaxed);
         RELEASE.fetch_add(1, SeqCst);
@@ -208,7 +212,7 @@ impl<'a> Frozen<'a> {
                     let (slot, again) = match known {
                         Some(slot) => match slot.state.load(Acquire) {
                             IS_PARKED => continue,
-                            IN_VDSO => (*slot, true),
+                            IN_AVOIDED => (*slot, true),
                             _ => {
                                 all_parked = false;
                                 continue;
@@ -244,7 +248,7 @@ impl<'a> Frozen<'a> {
                             Ok(()) => {}
                             Err(errno) if errno.number() == libc::ESRCH => slot.state.store(GONE, SeqCst),
                             // The queue of signals is full: others of this user's, or ours. Try again in the next pass.
-                            Err(errno) if errno.number() == libc::EAGAIN => slot.state.store(IN_VDSO, SeqCst),
+                            Err(errno) if errno.number() == libc::EAGAIN => slot.state.store(IN_AVOIDED, SeqCst),
                             Err(errno) => return Err(FreezeError::System("signalling a thread", errno)),
                         }
                     }

@@ -74,7 +74,8 @@ fn answer(result: Result<(), Errno>) -> i32 {
     }
 }
 
-/// Whether calls of `madvise` by name reach this crate in this program.
+/// Whether calls of `madvise` by name reach this crate in this program. Takes the dynamic loader's lock, so it is asked before
+/// threads are stopped: one of them may hold it.
 #[cfg(not(target_feature = "crt-static"))]
 pub(crate) fn is_interposed() -> bool {
     let ours = madvise as unsafe extern "C" fn(*mut libc::c_void, usize, i32) -> i32 as usize;

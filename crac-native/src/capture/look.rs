@@ -53,7 +53,7 @@ impl<'a> Work<'a, '_> {
             let errno = Errno::new(self.own_state.errno);
             obstacles.push(ObstacleKind::Kernel, format_args!("a thread cannot read its own state: {errno}"));
         }
-        if !madvise::is_interposed() {
+        if !self.is_interposed {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
         let kernel = kernel_version();

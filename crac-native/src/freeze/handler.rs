@@ -11,8 +11,8 @@ use std::{
 use crac_sys::{futex, process};
 
 use super::{
-    ARRIVED, COOKIE, IN_VDSO, INSIDE, IS_PARKED, PARKED, PREVIOUS, PROCESS, RELEASE, SIGNALLED, SLOT_BITS, SLOTS, Slot, SlotRoom,
-    THREADS_MAX, VDSO, state::ThreadState,
+    ARRIVED, AVOIDED, COOKIE, IN_AVOIDED, INSIDE, IS_PARKED, PARKED, PREVIOUS, PROCESS, RELEASE, SIGNALLED, SLOT_BITS, SLOTS,
+    Slot, SlotRoom, THREADS_MAX, state::ThreadState,
 };
 use crate::arch;
 
@@ -49,8 +49,8 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: an SA_SIGINFO handler gets the interrupted context.
     let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
     let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
-    if (VDSO[0].load(Relaxed)..VDSO[1].load(Relaxed)).contains(&ip) {
-        slot.state.store(IN_VDSO, SeqCst);
+    if AVOIDED.iter().any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&ip)) {
+        slot.state.store(IN_AVOIDED, SeqCst);
         PARKED.fetch_add(1, SeqCst);
         // Cannot fail for a word of our own, here and below.
         let _ = futex::wake_all(&PARKED);
