@@ -29,8 +29,6 @@ pub mod env;
 mod service;
 mod settings;
 
-use std::sync::Arc;
-
 pub use crac_core::{
     AbortReason, Action, BoxError, CheckpointContext, CheckpointError, CheckpointRequest, Completed, Context, Deadlines, Denial,
     EnvChange, Gate, HostFacts, ImageId, InstanceId, Mode, Obstacle, ObstacleKind, Outcome, Pass, Phase, Policy, Registration,
@@ -151,6 +149,6 @@ pub fn attach_current() -> Attached {
 
 /// The in-process engine with its defaults, for contexts that are built by hand.
 #[cfg(feature = "native")]
-pub fn native_engine() -> Arc<dyn crac_core::Engine> {
-    Arc::new(crac_native::NativeEngine::new())
+pub fn native_engine() -> std::sync::Arc<dyn crac_core::Engine> {
+    std::sync::Arc::new(crac_native::NativeEngine::new())
 }
