@@ -146,6 +146,7 @@ impl Coordinator {
 
     /// Does one effect; what comes of it is the next event. Effects that nothing comes of are followed by others.
     fn perform(&mut self, effect: Effect, round: &mut RoundData, inbox: &mpsc::Sender<Message>) -> Option<Event> {
+        let _span = tracing::debug_span!("phase", ?effect).entered();
         match effect {
             Effect::ShutDoor => {
                 lock(&self.shared.gates).iter().for_each(crate::Gate::shut);

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::Instrument as _;
+
 use super::{Coordinator, Message};
 use crate::{
     context::describe,
@@ -138,7 +140,8 @@ impl Coordinator {
         let limit = limit.min(round.way_deadline.saturating_duration_since(now));
         let token = self.next_token;
         self.next_token += 1;
-        let task = hook::task(token, hook(&entry, limit), inbox.clone());
+        let span = tracing::debug_span!("resource", %name, %phase, hook = way.hook());
+        let task = Box::pin(hook::task(token, hook(&entry, limit), inbox.clone()).instrument(span));
         let spawner = self.shared.spawner.read().unwrap_or_else(PoisonError::into_inner).clone();
         match spawner.spawn(task) {
             Ok(task) => {
