@@ -1,5 +1,5 @@
 //! Coordinated Restore at Checkpoint: a tokio service drains itself, is saved whole with its warmed-up state, and comes back -
-//! once or as many clones - in about a millisecond.
+//! once or as many clones - in a few milliseconds.
 //!
 //! ```no_run
 //! #[crac::main]
