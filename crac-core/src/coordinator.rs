@@ -71,6 +71,7 @@ impl Coordinator {
     fn admit(&self, request: &CheckpointRequest, recursive: bool, round: Option<&RoundData>) -> Admission {
         let standing = Standing {
             running: round.map(|round| (round.request.mode, &round.request.image)),
+            joinable: round.is_some_and(|round| !round.captured),
             degraded: matches!(self.state, State::Shut | State::Gone),
             modes: self.shared.engine.needs().modes,
         };
@@ -83,6 +84,17 @@ impl Coordinator {
             Admission::Join => round.join(request, answer),
             Admission::Deny(denial) => deny(&request, answer, denial),
             Admission::Accept => unreachable!("a round is under way"),
+        }
+    }
+
+    /// Answers what is in the inbox, without waiting. A request that was made before the capture must not be found there by the
+    /// restored life, which would save itself and end, in every clone.
+    fn answer_late_comers(&mut self, round: &mut RoundData) {
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Message::Request { request, recursive, answer, .. } => self.answer_late_comer(round, request, recursive, answer),
+                Message::HookEnded { token, .. } => self.lingering.retain(|_, lingering| *lingering != token),
+            }
         }
     }
 
@@ -125,6 +137,7 @@ impl Coordinator {
             batches: self.shared.registry.batches(),
             host_before: self.shared.host.facts(),
             answers: vec![answer],
+            captured: false,
             watches: Watches(request.watch.iter().cloned().collect()),
             own_descriptors: request.own_descriptors.clone(),
             request,
@@ -225,7 +238,16 @@ impl Coordinator {
         Event::Audited { clear }
     }
 
-    fn capture(&self, rehearse: bool, round: &mut RoundData) -> Event {
+    fn capture(&mut self, rehearse: bool, round: &mut RoundData) -> Event {
+        self.answer_late_comers(round);
+        round.captured = true;
+        let event = self.call_engine(rehearse, round);
+        // Of threads that are not held and asked between the look above and the capture.
+        self.answer_late_comers(round);
+        event
+    }
+
+    fn call_engine(&self, rehearse: bool, round: &mut RoundData) -> Event {
         let begun = Instant::now();
         round.advanced(RoundProgress::Capture);
         let mode = if rehearse { Mode::Rehearse } else { round.request.mode };

@@ -128,6 +128,8 @@ pub(crate) enum Admission {
 pub(crate) struct Standing<'a> {
     /// The round under way: its mode and image.
     pub(crate) running: Option<(Mode, &'a Option<PathBuf>)>,
+    /// Whether that round has not captured yet: who joins later would be told of an image that is older than the request.
+    pub(crate) joinable: bool,
     /// Whether the life is degraded.
     pub(crate) degraded: bool,
     /// What the engine offers.
@@ -147,7 +149,7 @@ pub(crate) fn admit(request: &CheckpointRequest, recursive: bool, standing: Stan
     }
     match standing.running {
         None => Admission::Accept,
-        Some((mode, image)) if mode == request.mode && *image == request.image => Admission::Join,
+        Some((mode, image)) if standing.joinable && mode == request.mode && *image == request.image => Admission::Join,
         Some(_) => Admission::Deny(Denial::Busy),
     }
 }
@@ -190,7 +192,7 @@ mod tests {
     const MODES: &[Mode] = &[Mode::Exit, Mode::Rehearse];
 
     fn standing(running: Option<(Mode, &Option<PathBuf>)>) -> Standing<'_> {
-        Standing { running, degraded: false, modes: MODES }
+        Standing { running, joinable: true, degraded: false, modes: MODES }
     }
 
     #[test]
@@ -206,6 +208,13 @@ mod tests {
         for other in [CheckpointRequest::new(Mode::Exit).image("/b"), CheckpointRequest::new(Mode::Rehearse).image("/a")] {
             assert_eq!(admit(&other, false, standing(running)), Admission::Deny(Denial::Busy));
         }
+    }
+
+    #[test]
+    fn nobody_joins_a_round_that_has_captured() {
+        let here = Some(PathBuf::from("/a"));
+        let standing = Standing { joinable: false, ..standing(Some((Mode::Exit, &here))) };
+        assert_eq!(admit(&CheckpointRequest::new(Mode::Exit).image("/a"), false, standing), Admission::Deny(Denial::Busy));
     }
 
     #[test]

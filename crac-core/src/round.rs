@@ -34,6 +34,8 @@ impl CaptureWatch for Watches {
 pub(crate) struct RoundData {
     pub(crate) request: CheckpointRequest,
     pub(crate) answers: Vec<Answer>,
+    /// Whether the engine has been called: then nobody joins any more.
+    pub(crate) captured: bool,
     /// Who watches: of the request itself and of those that joined it.
     pub(crate) watches: Watches,
     /// Descriptors of all these requests.

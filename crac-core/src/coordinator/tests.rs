@@ -346,6 +346,36 @@ fn whoever_watches_hears_the_end_also_who_joined_or_was_denied() {
     }
 }
 
+/// An engine during whose capture somebody asks for the same again.
+struct AskedMeanwhile(SimEngine, Mutex<Option<Context>>, Mutex<Vec<Ticket>>, std::sync::atomic::AtomicUsize);
+
+impl crate::Engine for AskedMeanwhile {
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
+        self.3.fetch_add(1, Ordering::SeqCst);
+        if let Some(context) = lock(&self.1).take() {
+            lock(&self.2).push(context.request(CheckpointRequest::new(Mode::Exit)));
+        }
+        self.0.capture(request)
+    }
+}
+
+/// It used to be found in the inbox by the restored life, which then saved itself and ended.
+#[test]
+fn a_request_made_before_the_capture_does_not_outlive_it() {
+    let engine = Arc::new(AskedMeanwhile(SimEngine::new(), Mutex::default(), Mutex::default(), Default::default()));
+    let context = Context::builder("test", engine.clone()).build().unwrap();
+    *lock(&engine.1) = Some(context.clone());
+    let answer = context.request(CheckpointRequest::new(Mode::Exit)).wait(LONG).unwrap();
+    assert!(matches!(answer, Ok(Completed::Restored(..))));
+    let late = lock(&engine.2).remove(0).wait(LONG).unwrap();
+    assert!(matches!(late, Err(CheckpointError::Denied(Denial::Busy))), "{late:?}");
+    assert_eq!((engine.3.load(Ordering::SeqCst), context.generation()), (1, 1));
+}
+
 #[test]
 fn a_registration_inside_a_round_counts_from_the_next() {
     struct Registers(Context, Log, Arc<Mutex<Vec<Registration>>>);
