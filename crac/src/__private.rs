@@ -30,8 +30,17 @@ const EXIT_USAGE: i32 = 2;
 
 /// Builds the runtime, attaches it, runs `body` as its root and gives back what it returned.
 pub fn main<T>(config: MainConfig, body: impl Future<Output = T>) -> T {
-    let settings = Settings::resolve(&config, |name| std::env::var(name).ok()).unwrap_or_else(|error| refuse(EXIT_USAGE, &error));
+    let settings = Settings::resolve(&config, variable).unwrap_or_else(|error| refuse(EXIT_USAGE, &error));
     service::run(settings, body).unwrap_or_else(|error| refuse(error.exit_status(), &error))
+}
+
+/// A variable of the environment; one that is no text is refused like any other that cannot be understood.
+fn variable(name: &str) -> Option<String> {
+    match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(std::env::VarError::NotPresent) => None,
+        Err(std::env::VarError::NotUnicode(_)) => refuse(EXIT_USAGE, &format!("{name}: the value is not UTF-8; set it to text")),
+    }
 }
 
 /// Ends the process before the service has begun.
