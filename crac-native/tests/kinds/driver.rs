@@ -13,40 +13,30 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use libtest_mimic::{Arguments, Trial};
+
 use super::programs::PROGRAMS;
 
 pub(super) fn main() {
     close_what_was_left_open();
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let users: &[User] = if rustix::process::geteuid().is_root() { &[User::Own, User::Nobody] } else { &[User::Own] };
-    let mut failed = 0;
+    let mut trials = Vec::new();
     for user in users {
         let whole = PROGRAMS.iter().filter(|(name, _)| !name.starts_with("one_") && *name != "streams");
         let whole = whole.map(|(name, _)| ((*name).to_owned(), Test::Round(name)));
         let special = SPECIAL.iter().map(|(name, test)| ((*name).to_owned(), Test::Special(*test)));
-        for (name, test) in whole.chain(special) {
-            let name = format!("{name}_as_{}", user.name());
-            if !name.contains(&filter) {
-                continue;
-            }
-            let lab = Lab::new(*user);
-            let outcome = std::panic::catch_unwind(|| match test {
-                Test::Round(program) => lab.round_trip(program, &[]),
-                Test::Special(test) => test(&lab),
-            });
-            match outcome {
-                Ok(()) => println!("test {name} ... ok"),
-                Err(_) => {
-                    failed += 1;
-                    println!("test {name} ... FAILED; see {}", lab.directory.keep().display());
+        trials.extend(whole.chain(special).map(|(name, test)| {
+            Trial::test(format!("{name}_as_{}", user.name()), move || {
+                let lab = Lab::new(*user);
+                match test {
+                    Test::Round(program) => lab.round_trip(program, &[]),
+                    Test::Special(test) => test(&lab),
                 }
-            }
-        }
+                Ok(())
+            })
+        }));
     }
-    if failed > 0 {
-        println!("{failed} test(s) failed");
-        std::process::exit(101);
-    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 enum Test {
@@ -84,10 +74,19 @@ impl User {
     }
 }
 
-/// A directory, the program in it, and who runs it.
+/// A directory, the program in it, and who runs it. The directory of a test that failed stays.
 struct Lab {
     directory: tempfile::TempDir,
     user: User,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            println!("see {}", self.directory.path().display());
+        }
+    }
 }
 
 const NOBODY: u32 = 65534;

@@ -7,6 +7,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use libtest_mimic::{Arguments, Trial};
+
 mod sandbox;
 
 type Test = fn(&Path);
@@ -48,22 +50,31 @@ const TESTS: &[(&str, Test)] = &[
 
 pub(crate) fn main() {
     keep_descriptors_to_ourselves();
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(&filter)) {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let outcome = std::panic::catch_unwind(|| test(dir.path()));
-        match outcome {
-            Ok(()) => println!("test {name} ... ok"),
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED; see {}", dir.keep().display());
-            }
-        }
+    let trials = TESTS.iter().map(|(name, test)| {
+        Trial::test(*name, || {
+            let dir = KeptIfFailed(Some(tempfile::tempdir().expect("a temporary directory")));
+            test(dir.path());
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// A directory to look at after a failure.
+struct KeptIfFailed(Option<tempfile::TempDir>);
+
+impl KeptIfFailed {
+    fn path(&self) -> &Path {
+        self.0.as_ref().expect("until it is dropped").path()
     }
-    if failed > 0 {
-        println!("{failed} test(s) failed");
-        std::process::exit(101);
+}
+
+impl Drop for KeptIfFailed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kept = self.0.take().map(tempfile::TempDir::keep);
+            println!("see {}", kept.unwrap_or_default().display());
+        }
     }
 }
 
