@@ -1,4 +1,4 @@
-//! `crac checkpoint`: asks a service to save itself, and waits until it is gone or has become its image.
+//! `crac checkpoint`: asks a service to save itself, and waits until it is gone, has become its image, or has an image beside it.
 
 use std::{
     os::fd::OwnedFd,
@@ -29,7 +29,7 @@ use crate::{
 /// How often a service that becomes its image is asked whether it is back.
 const BACK_YET: Duration = Duration::from_millis(5);
 
-/// Save a service into an image; it exits with status 0 once the image is safe on disk.
+/// Save a service into an image; it exits with status 0 once the image is safe on disk, unless it is to go on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The service, by process id or name.
@@ -43,6 +43,10 @@ pub(crate) struct Args {
     /// The service executes the image at once, under the same process id, instead of exiting.
     #[arg(long = "become")]
     becomes: bool,
+
+    /// The service goes on: it stands still for a moment, and a copy of it writes the image.
+    #[arg(long = "continue", conflicts_with = "becomes")]
+    continues: bool,
 
     /// How long all of it may take. The service has deadlines of its own, and what it has begun goes on.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration::parse)]
@@ -60,7 +64,11 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let image = std::path::absolute(&image).map_err(|error| {
         Failure::new(Exit::Failed, format!("cannot tell where {} is: {error}", image.display())).hint("give an absolute path")
     })?;
-    let mode = if args.becomes { Mode::Become } else { Mode::Exit };
+    let mode = match (args.becomes, args.continues) {
+        (true, _) => Mode::Become,
+        (_, true) => Mode::Continue,
+        _ => Mode::Exit,
+    };
     let process = open_process(endpoint.pid)?;
 
     let request = ControlRequest::Checkpoint { mode, image: Some(image.clone()) };
@@ -68,7 +76,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let outcome = conclude(&endpoint, &before, mode, image, account);
     let outcome = match outcome.ending {
         Ending::Taken if mode == Mode::Exit => wait_for_end(&process, &endpoint, deadline).map(|()| outcome)?,
-        Ending::Taken => wait_for_return(&process, &endpoint, &before, deadline, outcome)?,
+        Ending::Taken if mode == Mode::Become => wait_for_return(&process, &endpoint, &before, deadline, outcome)?,
         _ => outcome,
     };
     if args.json {
@@ -84,6 +92,9 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
 pub(crate) struct Account {
     /// From the request to the capture: drain, resources, hold, audit.
     down: Option<Duration>,
+    /// When the door was shut, and for how long, if it opened again.
+    shut: Option<Duration>,
+    closed: Option<Duration>,
     durable: Option<Durable>,
     last: Option<Last>,
 }
@@ -108,6 +119,8 @@ impl Account {
     fn take(&mut self, reply: ControlReply, after: Duration) -> bool {
         match reply {
             ControlReply::Progress(RoundProgress::Capture) => self.down = Some(after),
+            ControlReply::Progress(RoundProgress::Shut) => self.shut = Some(after),
+            ControlReply::Progress(RoundProgress::Open) => self.closed = self.shut.map(|shut| after.saturating_sub(shut)),
             ControlReply::Durable { bytes, elapsed_us, frozen_us } => {
                 self.durable = Some(Durable { bytes, elapsed_us, frozen_us });
             }
@@ -170,6 +183,8 @@ struct Outcome {
     elapsed_us: Option<u64>,
     /// While every thread stood still.
     frozen_us: Option<u64>,
+    /// While the door of a service that goes on was shut.
+    closed_us: Option<u64>,
     /// Of the life that goes on.
     generation: Option<u64>,
 }
@@ -202,9 +217,10 @@ impl Outcome {
         let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), output::ms);
         match &self.ending {
             Ending::Taken => {
-                let then = match self.generation {
-                    Some(generation) => format!("became the image, generation {generation}"),
-                    None => "has ended".to_owned(),
+                let then = match (self.mode, self.generation) {
+                    (_, Some(generation)) => format!("became the image, generation {generation}"),
+                    (Mode::Continue, None) => "goes on".to_owned(),
+                    (_, None) => "has ended".to_owned(),
                 };
                 output::line(format_args!("{}", self.image.display()));
                 output::line(format_args!("  {} (process {}) {then}", self.name, self.pid));
@@ -212,6 +228,9 @@ impl Outcome {
                 output::line(format_args!("  {:<28} {:>12}", "let go and stopped", ms(self.down_us)));
                 output::line(format_args!("  {:<28} {:>12}", "captured, until durable", ms(self.elapsed_us)));
                 output::line(format_args!("  {:<28} {:>12}", "of it with all threads frozen", ms(self.frozen_us)));
+                if self.closed_us.is_some() {
+                    output::line(format_args!("  {:<28} {:>12}", "door shut, all in all", ms(self.closed_us)));
+                }
             }
             Ending::Refused { report } => output::line(report),
             Ending::Denied { what, .. } => output::say(format_args!("{} has not begun a checkpoint: {what}", self.name)),
@@ -223,6 +242,10 @@ impl Outcome {
 /// What the account of the conversation means.
 fn conclude(endpoint: &Endpoint, before: &Status, mode: Mode, image: PathBuf, account: Account) -> Outcome {
     let ending = match (account.durable, account.last) {
+        // The image is durable and the service has come back from its pause.
+        (Some(_), Some(Last::Report(report))) if mode == Mode::Continue && report.ending == RoundEnding::Continued => {
+            Ending::Taken
+        }
         (_, Some(Last::Report(report))) if matches!(report.ending, RoundEnding::Continued | RoundEnding::Restored) => {
             let what =
                 format!("the engine `{}` of {} takes no image; start the service with another one", report.engine, before.name);
@@ -248,6 +271,7 @@ fn conclude(endpoint: &Endpoint, before: &Status, mode: Mode, image: PathBuf, ac
         down_us: account.down.map(|down| down.as_micros() as u64),
         elapsed_us: durable.map(|durable| durable.elapsed_us),
         frozen_us: durable.map(|durable| durable.frozen_us),
+        closed_us: account.closed.map(|closed| closed.as_micros() as u64),
         generation: None,
     }
 }

@@ -237,6 +237,37 @@ fn a_process_that_ends_instead_of_becoming_its_image_exits_with_22() {
 }
 
 #[test]
+fn a_service_that_goes_on_is_done_when_the_image_is_durable_and_the_door_open() {
+    let lab = Lab::new();
+    let fake = Fake::start(&lab, "orders", |mut scene| {
+        scene.say(&json!({"is": "progress", "at": "shut"}));
+        scene.say(&json!({"is": "progress", "at": "capture"}));
+        scene.say(&json!({"is": "progress", "at": "open"}));
+        scene.say(&json!({"is": "durable", "bytes": 8192, "elapsed_us": 700, "frozen_us": 60}));
+        scene.say(&report("continue", "continued"));
+    });
+    let (code, out, err) = lab.crac(&["checkpoint", "orders", "--continue", "--json"]);
+    assert_eq!((code, &parsed(&out)["frozen_us"]), (Some(0), &json!(60)), "{err}");
+    assert!(parsed(&out)["closed_us"].is_u64(), "{out}");
+    assert_eq!(fake.requests.lock().unwrap()[0]["mode"], "continue");
+    let (code, out, _) = lab.crac(&["checkpoint", "orders", "--continue"]);
+    assert!(code == Some(0) && out.contains("goes on") && out.contains("door shut"), "{out}");
+    assert_eq!(lab.crac(&["checkpoint", "orders", "--continue", "--become"]).0, Some(2));
+}
+
+#[test]
+fn an_image_that_failed_beside_the_service_exits_with_4() {
+    let lab = Lab::new();
+    let _fake = Fake::start(&lab, "orders", |mut scene| {
+        scene.say(&json!({"is": "progress", "at": "shut"}));
+        scene.say(&json!({"is": "progress", "at": "open"}));
+        scene.say(&report("continue", "aborted"));
+    });
+    let (code, out, _) = lab.crac(&["checkpoint", "orders", "--continue"]);
+    assert!(code == Some(4) && out.contains("moody"), "{out}");
+}
+
+#[test]
 fn a_process_that_could_not_become_its_image_and_goes_on_exits_with_4() {
     let lab = Lab::new();
     let _fake = Fake::start(&lab, "orders", |mut scene| {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! In `exit` and `become` mode the `durable` line is the last, written while every thread stands still; without it there is no
-//! image. The socket is `PID.sock` in the [run directory](run_dir).
+//! image. In `continue` mode it comes some time after the door has opened again, and the report follows it. The socket is `PID.sock` in the [run directory](run_dir).
 
 use std::{
     ffi::OsStr,
@@ -63,7 +63,7 @@ pub enum ControlReply {
         bytes: u64,
         /// Microseconds since the capture began.
         elapsed_us: u64,
-        /// Microseconds from the first stopped thread on.
+        /// Microseconds during which all threads stood still.
         frozen_us: u64,
     },
     /// The round has ended, well or not, and the service goes on.

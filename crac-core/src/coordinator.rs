@@ -19,6 +19,7 @@ use crate::{
     lock,
     report::{FailureKind, Report, RoundEnding},
     request::{Admission, CheckpointError, CheckpointRequest, Completed, Denial, Standing, admit},
+    resource::LeftOut,
     restore::{AbortReason, Inner, Outcome, RestoreContext},
     round::{Answer, RoundData, Watches},
     seams::RoundProgress,
@@ -26,6 +27,9 @@ use crate::{
 };
 
 mod batch;
+
+/// How often requests are answered while a capture goes on beside the process.
+const SETTLE_LOOK: Duration = Duration::from_millis(20);
 
 /// What the coordinator is told.
 pub(crate) enum Message {
@@ -140,6 +144,7 @@ impl Coordinator {
             captured: false,
             watches: Watches(request.watch.iter().cloned().collect()),
             own_descriptors: request.own_descriptors.clone(),
+            left_out: LeftOut::default(),
             request,
             held: Vec::new(),
             suspended: Vec::new(),
@@ -150,6 +155,7 @@ impl Coordinator {
             obstacles: Vec::new(),
             unswept: Vec::new(),
             capture: None,
+            underway: None,
             asleep: None,
             took_before: Duration::ZERO,
             begun: now,
@@ -222,6 +228,8 @@ impl Coordinator {
         let begun = Instant::now();
         round.advanced(RoundProgress::Audit);
         let mut clear = true;
+        // No hook of the way down is told any more.
+        round.own_descriptors.append(&mut lock(&round.left_out));
         if let Some(audit) = &self.shared.audit {
             match audit.audit(&self.shared.engine.needs(), &self.shared.policy, &round.own_descriptors) {
                 Ok(obstacles) => {
@@ -263,6 +271,12 @@ impl Coordinator {
                 round.begun = begun;
                 Event::CaptureDone
             }
+            Ok(Ok(Captured::Underway(underway))) => {
+                round.underway = Some(underway);
+                round.stage("capture", begun);
+                round.begun = begun;
+                Event::CaptureDone
+            }
             Ok(Ok(Captured::Restored(restoration))) => {
                 round.begun = Instant::now();
                 round.capture = Some(crate::CaptureReport { bytes: 0, stages: restoration.stages.clone() });
@@ -272,7 +286,7 @@ impl Coordinator {
             Ok(Err(error)) => {
                 round.stage("capture", begun);
                 round.begun = begun;
-                self.engine_error(error, round)
+                Event::CaptureFailed { reason: self.engine_error(error, round) }
             }
             Err(panic) => {
                 round.begun = begun;
@@ -282,19 +296,46 @@ impl Coordinator {
         }
     }
 
-    fn engine_error(&self, error: EngineError, round: &mut RoundData) -> Event {
+    /// Waits for the end of a capture that goes on beside the process, which serves meanwhile. The resources have been told that
+    /// it was captured; whether there is an image, they do not need to know.
+    fn settle(&mut self, ending: Ending, round: &mut RoundData) -> Ending {
+        let Some(mut underway) = round.underway.take() else { return ending };
+        let begun = Instant::now();
+        let ended = loop {
+            match catch_unwind(AssertUnwindSafe(|| underway.wait(SETTLE_LOOK))) {
+                Ok(None) => self.answer_late_comers(round),
+                Ok(Some(ended)) => break Ok(ended),
+                Err(panic) => break Err(panic_text(&*panic)),
+            }
+        };
+        round.stage("write", begun);
+        let reason = match ended {
+            Ok(Ok(report)) => {
+                round.capture = Some(report);
+                return ending;
+            }
+            Ok(Err(error)) => self.engine_error(error, round),
+            Err(panic) => {
+                round.fail(self.shared.engine.needs().engine, "capture", FailureKind::Panicked, panic);
+                AbortReason::Engine
+            }
+        };
+        Ending::Aborted(reason)
+    }
+
+    fn engine_error(&self, error: EngineError, round: &mut RoundData) -> AbortReason {
         match error {
             EngineError::Refused(obstacles) => {
                 // The audit may have found the same, and knows the owner.
                 let is_new = |new: &crate::Obstacle| !round.obstacles.iter().any(|known| known.is_about_same_thing(new));
                 let new: Vec<_> = obstacles.into_iter().filter(is_new).collect();
                 round.obstacles.extend(new);
-                Event::CaptureFailed { reason: AbortReason::Obstacles }
+                AbortReason::Obstacles
             }
             other => {
                 let what = describe(&(Box::new(other) as crate::BoxError));
                 round.fail(self.shared.engine.needs().engine, "capture", FailureKind::Error, what);
-                Event::CaptureFailed { reason: AbortReason::Engine }
+                AbortReason::Engine
             }
         }
     }
@@ -368,6 +409,7 @@ impl Coordinator {
 
     fn answer(&mut self, ending: Ending, round: &mut RoundData) {
         self.resume_triggers(round);
+        let ending = self.settle(ending, round);
         let report = Arc::new(self.report(ending, round));
         tracing::info!(ending = ?report.ending, took_ms = report.took.as_secs_f64() * 1e3, failures = report.failures.len(), obstacles = report.obstacles.len(), "checkpoint round ended");
         let completed = match ending {

@@ -20,8 +20,8 @@ use crate::{
 ///
 /// * [`capture`](Engine::capture) is called on the coordinator's own thread, never on a runtime thread, at most once at a time.
 ///   Every attached runtime is held meanwhile. It may block.
-/// * It returns **twice** where the mechanism does so: [`Captured::Original`] in the process that was captured,
-///   [`Captured::Restored`] in each process that comes back. A mechanism that ends the original (`Mode::Exit`, `Mode::Become`)
+/// * It returns **twice** where the mechanism does so: [`Captured::Original`] or [`Captured::Underway`] in the process that was
+///   captured, [`Captured::Restored`] in each process that comes back. A mechanism that ends the original (`Mode::Exit`, `Mode::Become`)
 ///   returns only in the restored life.
 /// * An error means that nothing has changed: the original runs on as before, no partial image is left at the target path.
 /// * All obstacles are found before anything is touched and are returned together ([`EngineError::Refused`]).
@@ -206,7 +206,7 @@ pub enum CaptureProgress {
         bytes: u64,
         /// Time since the capture began.
         elapsed: Duration,
-        /// Time from the first stopped thread until the image was durable.
+        /// How long all threads stood still: until the image was durable or, in `Mode::Continue`, until they ran again.
         frozen: Duration,
     },
 }
@@ -231,8 +231,29 @@ impl fmt::Debug for dyn CaptureWatch {
 pub enum Captured {
     /// This is still the process that was captured (or rehearsed).
     Original(CaptureReport),
+    /// This is still the process that was captured, and it may run on; the image is being written beside it.
+    Underway(Box<dyn Underway>),
     /// This is a process that came back from an image.
     Restored(Restoration),
+}
+
+/// A capture whose image is written while the process runs on ([`Mode::Continue`]).
+///
+/// # What an implementor owes
+///
+/// Everything that is saved was read, or fixed, before [`Engine::capture`] returned. Until [`wait`](Underway::wait) has said that
+/// the image is durable there is none under its name, and if it says why there is none, nothing is left behind. When it is
+/// dropped before its end, the capture is given up. [`CaptureProgress::Written`] and [`CaptureProgress::Durable`] are told
+/// during the wait, with the process running.
+pub trait Underway: Send {
+    /// Waits for the end of the capture, at most for `limit`; `None` if it has not ended then. Not called again after the end.
+    fn wait(&mut self, limit: Duration) -> Option<Result<CaptureReport, EngineError>>;
+}
+
+impl fmt::Debug for dyn Underway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Underway")
+    }
 }
 
 /// What a capture took.

@@ -51,7 +51,7 @@ pub use context::{AlreadyInstalled, Ambient, Attachment, Context, ContextBuilder
 pub use deadlines::Deadlines;
 pub use engine::{
     CaptureProgress, CaptureReport, CaptureRequest, CaptureWatch, Captured, Engine, EngineError, ImageMetadata, Mode, Needs,
-    Restoration, Stage, Unwatched,
+    Restoration, Stage, Underway, Unwatched,
 };
 pub use gate::{Gate, Pass, Shut};
 pub use lineage::{ImageId, InstanceId, NotAnIdentity};

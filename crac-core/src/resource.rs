@@ -2,14 +2,14 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Mode, registry::Registry, restore::RestoreContext};
+use crate::{engine::Mode, lock, registry::Registry, restore::RestoreContext};
 
 /// What a hook may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -157,7 +157,11 @@ pub struct CheckpointContext {
     pub(crate) generation: u64,
     pub(crate) keeps_sockets: bool,
     pub(crate) remaining: Duration,
+    pub(crate) left_out: LeftOut,
 }
+
+/// Numbers of descriptors that are not part of the image.
+pub(crate) type LeftOut = Arc<Mutex<Vec<i32>>>;
 
 impl CheckpointContext {
     /// What becomes of this process if the round succeeds.
@@ -173,6 +177,14 @@ impl CheckpointContext {
     /// Whether sockets survive in the restored life: then there is no need to close and rebind them.
     pub fn keeps_sockets(&self) -> bool {
         self.keeps_sockets
+    }
+
+    /// Leaves an open descriptor out of the image: this process keeps it, a restored life does not have it.
+    ///
+    /// For what belongs to the process that goes on ([`Mode::Continue`]), such as a socket that listens. In a restored life its
+    /// number may belong to somebody else before `after_restore` runs: the owner forgets it there and does not close it.
+    pub fn leave_out(&self, descriptor: i32) {
+        lock(&self.left_out).push(descriptor);
     }
 
     /// How long this hook may take.

@@ -9,11 +9,12 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    engine::{CaptureProgress, CaptureReport, CaptureWatch, ImageMetadata, Stage},
+    engine::{CaptureProgress, CaptureReport, CaptureWatch, ImageMetadata, Stage, Underway},
     obstacle::Obstacle,
     registry::Entry,
     report::{Failure, FailureKind, ResourceReport},
     request::{CheckpointError, CheckpointRequest, Completed},
+    resource::LeftOut,
     seams::{Held, HostFacts, RoundProgress, RoundWatch, Trigger},
 };
 
@@ -40,6 +41,8 @@ pub(crate) struct RoundData {
     pub(crate) watches: Watches,
     /// Descriptors of all these requests.
     pub(crate) own_descriptors: Vec<i32>,
+    /// Descriptors that resources keep out of the image.
+    pub(crate) left_out: LeftOut,
     pub(crate) image: PathBuf,
     pub(crate) metadata: ImageMetadata,
     pub(crate) batches: Vec<Vec<Arc<Entry>>>,
@@ -54,6 +57,8 @@ pub(crate) struct RoundData {
     pub(crate) obstacles: Vec<Obstacle>,
     pub(crate) unswept: Vec<String>,
     pub(crate) capture: Option<CaptureReport>,
+    /// A capture that goes on beside the process.
+    pub(crate) underway: Option<Box<dyn Underway>>,
     pub(crate) asleep: Option<Duration>,
     /// Time of the round before the capture, once that is known: the clock may jump inside the capture.
     pub(crate) took_before: Duration,

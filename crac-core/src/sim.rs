@@ -1,9 +1,15 @@
 //! An engine that takes no image: both worlds of a checkpoint in one process, without any operating system.
 
-use std::{collections::VecDeque, ffi::OsString, fmt, sync::Mutex, time::Duration};
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    fmt,
+    sync::{Mutex, mpsc},
+    time::Duration,
+};
 
 use crate::{
-    engine::{CaptureProgress, CaptureReport, CaptureRequest, Captured, Engine, EngineError, Mode, Needs, Restoration},
+    engine::{CaptureProgress, CaptureReport, CaptureRequest, Captured, Engine, EngineError, Mode, Needs, Restoration, Underway},
     lineage::InstanceId,
     lock,
     seams::{Host, NoHost},
@@ -23,6 +29,13 @@ pub enum SimScript {
         args: Vec<OsString>,
         /// Environment of the restore.
         env: Vec<(OsString, OsString)>,
+    },
+    /// Returns in the original and goes on beside it until the sender of `until` says so or is dropped; then it ends like that.
+    Underway {
+        /// When it ends.
+        until: mpsc::Receiver<()>,
+        /// How it ends.
+        ends: Result<CaptureReport, EngineError>,
     },
     /// Fails.
     Fail(EngineError),
@@ -74,6 +87,7 @@ impl Engine for SimEngine {
         request.watch.reached(CaptureProgress::Planned { bytes: 0 });
         match scripted {
             SimScript::Original => Ok(Captured::Original(CaptureReport::default())),
+            SimScript::Underway { until, ends } => Ok(Captured::Underway(Box::new(Beside { until, ends: Some(ends) }))),
             SimScript::Restored { asleep, args, env } => {
                 let metadata = request.metadata;
                 let mut life = Restoration::new(metadata.image_id, InstanceId(NoHost.fresh_id()), metadata.generation + 1);
@@ -83,6 +97,21 @@ impl Engine for SimEngine {
             }
             SimScript::Fail(error) => Err(error),
             SimScript::Panic => panic!("the script of the sim engine asks for a panic"),
+        }
+    }
+}
+
+/// A capture that goes on.
+struct Beside {
+    until: mpsc::Receiver<()>,
+    ends: Option<Result<CaptureReport, EngineError>>,
+}
+
+impl Underway for Beside {
+    fn wait(&mut self, limit: Duration) -> Option<Result<CaptureReport, EngineError>> {
+        match self.until.recv_timeout(limit) {
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => self.ends.take(),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::{
     ffi::CString,
     ops::Range,
     os::fd::RawFd,
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -27,7 +28,7 @@ use crac_sys::{Errno, process, signal};
 use crate::{
     arch::{self, Resume},
     arena::Arena,
-    beside::Copy,
+    beside::{Beside, Copy, Progress, Reporter},
     engine::Options,
     exec,
     facts::{self, Problem},
@@ -40,7 +41,7 @@ use crate::{
     tables::Memory,
     writer::ImageFile,
 };
-use look::Tables;
+use look::Seen;
 
 /// Where the restored life finds the stub and what it leaves: the address of the image's header. Set before the memory is
 /// saved, so that it is part of the image.
@@ -48,8 +49,12 @@ pub(crate) static HEADER_AT: AtomicU64 = AtomicU64::new(0);
 
 const STAGES_MAX: usize = 12;
 
-/// Captures the process as `request` says.
-pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, EngineError> {
+/// Captures the process as `request` says. `busy` is dropped at the end of the capture.
+pub(crate) fn capture<B: Send + 'static>(
+    options: &Options,
+    request: &CaptureRequest<'_>,
+    busy: B,
+) -> Result<Captured, EngineError> {
     let failed = |what: &'static str| move |errno: Errno| failure((what, errno));
     let began = facts::now();
     let mut stub = Stub::load().ok_or_else(|| EngineError::Failed {
@@ -89,7 +94,7 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
         began,
         stages: [("", Duration::ZERO); STAGES_MAX],
         stage_count: 0,
-        outcome: Ok(0),
+        outcome: Ok(Saved::Here { bytes: 0 }),
     };
     // Of this thread the kernel is told again what `rt_sigreturn` tells it of the others.
     let stack = signal::alternate_stack().map_err(failed("reading the alternate signal stack"))?;
@@ -109,7 +114,29 @@ pub(crate) fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result
     HEADER_AT.store(0, Ordering::SeqCst);
     // The mask was valid when it was read.
     let _ = signal::set_mask(mask);
-    work.finish()
+    let stages = work.stages();
+    match work.outcome {
+        Ok(Saved::Here { bytes }) => {
+            let mut report = CaptureReport::default();
+            (report.bytes, report.stages) = (bytes, stages);
+            Ok(Captured::Original(report))
+        }
+        Ok(Saved::Beside { copy, image, frozen }) => Ok(Captured::Underway(Box::new(Beside {
+            _arena: arena,
+            copy,
+            image,
+            path: request.image.clone(),
+            watch: request.watch.clone(),
+            stages,
+            began,
+            frozen,
+            seen: Progress::default(),
+            reaped: false,
+            _busy: busy,
+        }))),
+        Err(Stop::Refused) => Err(EngineError::Refused(work.obstacles.into_obstacles())),
+        Err(stop) => Err(stopped(stop, &request.image)),
+    }
 }
 
 /// Everything the frozen part works with.
@@ -135,13 +162,21 @@ struct Work<'a, 'r> {
     began: Duration,
     stages: [(&'static str, Duration); STAGES_MAX],
     stage_count: usize,
-    /// Bytes of the image, or why there is none.
-    outcome: Result<u64, Stop>,
+    outcome: Result<Saved, Stop>,
+}
+
+/// A capture without a fault, in the original.
+#[derive(Debug)]
+enum Saved {
+    /// Nothing, for a rehearsal: bytes of the image.
+    Here { bytes: u64 },
+    /// By a copy that goes on.
+    Beside { copy: Copy, image: ImageFile, frozen: Duration },
 }
 
 /// Why a capture stops.
 #[derive(Debug, Clone, Copy)]
-enum Stop {
+pub(crate) enum Stop {
     /// The obstacles say why.
     Refused,
     /// Reading the process failed.
@@ -167,7 +202,7 @@ unsafe extern "C" fn run(work: *mut u8) {
 
 impl<'a> Work<'a, '_> {
     /// Freezes, saves, and ends as the mode says. Whatever returns from here has thawed the process.
-    fn frozen(&mut self) -> Result<u64, Stop> {
+    fn frozen(&mut self) -> Result<Saved, Stop> {
         let mut fault = self.options.fault;
         self.own_state = ThreadState::read();
         let deadline = self.options.freeze_deadline;
@@ -184,23 +219,32 @@ impl<'a> Work<'a, '_> {
         self.request.watch.reached(CaptureProgress::Frozen { threads: frozen.threads().len() + 1 });
 
         let start = facts::now();
-        let (mut header, mut memory, tables) = self.look(&frozen)?;
+        let seen = self.look_at_process(&frozen)?;
+        // A copy of the process looks at memory in its own time, if there is nothing to refuse already and it sees everything.
+        let in_copy = self.request.mode == Mode::Continue && self.obstacles.is_empty() && !seen.only_here;
+        let memory = if in_copy { None } else { Some(self.look_at_memory(&seen, None)?) };
         self.stage("look", start);
         Fault::check(&mut fault, Point::Plan).map_err(|errno| ("planning (a fault was asked for)", errno))?;
         if !self.obstacles.is_empty() {
             return Err(Stop::Refused);
         }
-        self.request.watch.reached(CaptureProgress::Planned { bytes: memory.data_bytes() });
-        let Some(mut image) = self.image.take() else {
-            return Ok(memory.data_bytes() + header.data_offset);
-        };
-        if self.request.mode == Mode::Continue {
-            return self.save_beside(frozen, &mut image, &mut header, &mut memory, &tables);
+        if let Some((_, memory)) = &memory {
+            self.request.watch.reached(CaptureProgress::Planned { bytes: memory.data_bytes() });
         }
+        let (mut image, (mut header, mut memory)) = match (self.image.take(), memory) {
+            (Some(image), memory) if self.request.mode == Mode::Continue => {
+                return self.save_beside(frozen, image, memory, &seen);
+            }
+            (Some(image), Some(memory)) => (image, memory),
+            (_, memory) => {
+                let bytes = memory.map_or(0, |(header, memory)| memory.data_bytes() + header.data_offset);
+                return Ok(Saved::Here { bytes });
+            }
+        };
         let start = facts::now();
         let watch = &self.request.watch;
         let mut progress = |bytes| watch.reached(CaptureProgress::Written { bytes });
-        let written = self.write(&mut image, &mut header, &mut memory, &tables, &mut progress);
+        let written = self.write(&mut image, &mut header, &mut memory, &seen, &mut progress);
         self.stage("write", start);
         let start = facts::now();
         let published = written.and_then(|()| image.publish().map_err(|errno| ("making the image durable", errno)));
@@ -225,31 +269,36 @@ impl<'a> Work<'a, '_> {
     fn save_beside(
         &mut self,
         frozen: Frozen<'a>,
-        image: &mut ImageFile,
-        header: &mut Header,
-        memory: &mut Memory<'a>,
-        tables: &Tables<'a>,
-    ) -> Result<u64, Stop> {
-        let (arena, watch) = (self.arena, self.request.watch.clone());
-        let froze = frozen.since;
+        mut image: ImageFile,
+        planned: Option<(Header, Memory<'a>)>,
+        seen: &Seen<'a>,
+    ) -> Result<Saved, Stop> {
+        let arena = self.arena;
+        let since = frozen.since;
         let start = facts::now();
-        let mut save = |image: &mut ImageFile, progress: &mut dyn FnMut(u64)| self.write(image, header, memory, tables, progress);
-        let copy = Copy::start(arena, image, &mut save)?;
+        let maps = match planned {
+            Some(_) => None,
+            None => Some(facts::read_all(arena, c"/proc/self/maps").map_err(|errno| ("reading /proc/self/maps", errno))?),
+        };
+        let mut planned = planned;
+        let mut save = |image: &mut ImageFile, reporter: &Reporter<'_>| {
+            let (mut header, mut memory) = match planned.take() {
+                Some(planned) => planned,
+                None => self.look_at_memory(seen, maps)?,
+            };
+            if !self.obstacles.is_empty() {
+                reporter.refused(&self.obstacles);
+                return Err(Stop::Refused);
+            }
+            reporter.planned(memory.data_bytes());
+            let written = self.write(image, &mut header, &mut memory, seen, &mut |bytes| reporter.written(bytes));
+            written.map_err(Stop::Write)
+        };
+        let copy = Copy::start(arena, &mut image, &mut save)?;
         drop(frozen);
         let thawed = facts::now();
         self.stage("copy", start);
-        let waited = copy.wait(&*watch);
-        self.stage("write", thawed);
-        match waited {
-            Ok(bytes) => {
-                self.durable(bytes, froze, thawed);
-                Ok(bytes)
-            }
-            Err(problem) => {
-                image.clean_up();
-                Err(Stop::Write(problem))
-            }
-        }
+        Ok(Saved::Beside { copy, image, frozen: thawed.saturating_sub(since) })
     }
 
     /// Tells that the image is complete.
@@ -266,32 +315,29 @@ impl<'a> Work<'a, '_> {
         }
     }
 
-    /// The result, once everybody runs again.
-    fn finish(self) -> Result<Captured, EngineError> {
+    fn stages(&self) -> Vec<Stage> {
         let stages = self.stages.iter().take(self.stage_count);
-        let stages = stages.map(|(name, took)| Stage { name: (*name).to_owned(), took: *took }).collect();
-        let path = self.request.image.clone();
-        match self.outcome {
-            Ok(bytes) => {
-                let mut report = CaptureReport::default();
-                (report.bytes, report.stages) = (bytes, stages);
-                Ok(Captured::Original(report))
-            }
-            Err(Stop::Refused) => Err(EngineError::Refused(self.obstacles.into_obstacles())),
-            Err(Stop::System(problem)) => Err(failure(problem)),
-            Err(Stop::Write((what, errno))) => Err(EngineError::Write {
-                path,
-                source: errno.into(),
-                hint: match errno.number() {
-                    libc::ENOSPC | libc::EDQUOT => "hint: free some space there, or choose another directory".into(),
-                    _ => format!("it failed when {what}; hint: try another filesystem"),
-                },
-            }),
-            Err(Stop::Exec(errno)) => Err(EngineError::Failed {
-                what: format!("cannot execute the image {}: {errno}; it was removed", path.display()),
-                hint: "hint: is the filesystem mounted noexec, or does a security policy forbid it?".into(),
-            }),
-        }
+        stages.map(|(name, took)| Stage { name: (*name).to_owned(), took: *took }).collect()
+    }
+}
+
+/// The error that says why a capture stopped, once everybody runs again.
+pub(crate) fn stopped(stop: Stop, path: &Path) -> EngineError {
+    match stop {
+        Stop::Refused => EngineError::Refused(Vec::new()),
+        Stop::System(problem) => failure(problem),
+        Stop::Write((what, errno)) => EngineError::Write {
+            path: path.to_owned(),
+            source: errno.into(),
+            hint: match errno.number() {
+                libc::ENOSPC | libc::EDQUOT => "hint: free some space there, or choose another directory".into(),
+                _ => format!("it failed when {what}; hint: try another filesystem"),
+            },
+        },
+        Stop::Exec(errno) => EngineError::Failed {
+            what: format!("cannot execute the image {}: {errno}; it was removed", path.display()),
+            hint: "hint: is the filesystem mounted noexec, or does a security policy forbid it?".into(),
+        },
     }
 }
 

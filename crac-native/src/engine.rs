@@ -14,8 +14,9 @@ use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
 /// * `Mode::Exit`: once the image is durable the process exits with status 0, without having run anything else.
 /// * `Mode::Become`: the process executes the image, with the environment of its own start and no arguments. If the kernel
 ///   refuses, the image is removed, the process goes on, and the error says why.
-/// * `Mode::Continue`: a copy of the process writes the image; the process stands still for about as long as a `fork` takes,
-///   and the call returns when the image is durable. Memory with `MADV_DONTFORK` is an obstacle here.
+/// * `Mode::Continue`: a copy of the process looks through its memory and writes the image; the process stands still for about as
+///   long as a `fork` takes, and the call returns [`Captured::Underway`] when it runs again. Obstacles in memory are then found
+///   by the wait. Memory with `MADV_DONTFORK` and writable shared memory are obstacles here.
 /// * `Mode::Rehearse`: freeze and plan, all obstacles, nothing is written.
 #[derive(Debug, Clone)]
 pub struct NativeEngine {
@@ -154,10 +155,10 @@ fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, 
             hint: "hint: ask the coordinator, which takes one request at a time".into(),
         });
     }
-    let _busy = Busy;
-    let outcome = crate::capture::capture(options, request);
+    let outcome = crate::capture::capture(options, request, Busy);
     match &outcome {
         Ok(Captured::Restored(life)) => tracing::debug!(image = %life.image_id, generation = life.generation, "restored"),
+        Ok(Captured::Underway(_)) => tracing::debug!(mode = %request.mode, "a copy of the process writes the image"),
         Ok(Captured::Original(report)) => tracing::debug!(mode = %request.mode, bytes = report.bytes, "looked at everything"),
         Err(error) => tracing::debug!(mode = %request.mode, %error, "not captured"),
     }

@@ -53,12 +53,17 @@ pub(crate) fn mappings(arena: &Arena) -> Result<&[SmapsEntry<'_>], Problem> {
     Ok(entries.into_slice())
 }
 
+/// What [`process`] finds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProcessFacts {
+    pub(crate) record: ProcessRecord,
+    pub(crate) privileges: PrivilegeRecord,
+    /// Bytes of memory that is locked.
+    pub(crate) locked_bytes: u64,
+}
+
 /// Settings and privileges of the process, and everything about it as a whole that cannot be saved.
-pub(crate) fn process(
-    arena: &Arena,
-    filters_at_start: u32,
-    obstacles: &mut ObstacleSink<'_>,
-) -> Result<(ProcessRecord, PrivilegeRecord), Problem> {
+pub(crate) fn process(arena: &Arena, filters_at_start: u32, obstacles: &mut ObstacleSink<'_>) -> Result<ProcessFacts, Problem> {
     let system = |what| move |errno| (what, errno);
     let malformed = |what| move |_| (what, Errno::new(libc::EPROTO));
     let stat = read_all(arena, c"/proc/self/stat").map_err(system("reading /proc/self/stat"))?;
@@ -108,7 +113,7 @@ pub(crate) fn process(
         dumpable: get(libc::PR_GET_DUMPABLE),
     };
     let brk = process::brk();
-    let process = ProcessRecord {
+    let record = ProcessRecord {
         mm: [
             stat.code.0,
             stat.code.1,
@@ -131,7 +136,7 @@ pub(crate) fn process(
         personality: process::personality(),
         ..ProcessRecord::default()
     };
-    Ok((process, privileges))
+    Ok(ProcessFacts { record, privileges, locked_bytes: status.locked_bytes })
 }
 
 /// A setting that `prctl(2)` returns as its result.

@@ -56,6 +56,26 @@ impl<'a> ObstacleSink<'a> {
         self.findings.len() + self.lost
     }
 
+    /// Writes the obstacles into `room`, for another process to read with [`read_obstacles`]; returns how many bytes that took.
+    pub(crate) fn write_to(&self, room: &mut [u8]) -> usize {
+        let mut at = 0;
+        let mut put = |parts: [&[u8]; 3]| {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            let Some(place) = room.get_mut(at..at + bytes) else { return };
+            let mut place = place.iter_mut();
+            parts.into_iter().flatten().zip(&mut place).for_each(|(byte, place)| *place = *byte);
+            at += bytes;
+        };
+        for finding in self.findings.iter() {
+            let number = ObstacleKind::ALL.iter().position(|kind| *kind == finding.kind).unwrap_or_default() as u16;
+            // Longer text than this has no room anyway.
+            let len = |text: &[u8]| (text.len().min(u16::MAX.into()) as u16).to_ne_bytes();
+            let ([a, b], [c, d], [e, f]) = (number.to_ne_bytes(), len(finding.subject), len(finding.owner));
+            put([&[a, b, c, d, e, f], finding.subject, finding.owner]);
+        }
+        at
+    }
+
     /// The obstacles, in the order they were found. Allocates: only after the thaw.
     pub(crate) fn into_obstacles(self) -> Vec<Obstacle> {
         let mut obstacles: Vec<Obstacle> = self
@@ -77,6 +97,20 @@ impl<'a> ObstacleSink<'a> {
     }
 }
 
+/// The obstacles that another process's sink has [written](ObstacleSink::write_to). What is cut off is left out.
+pub(crate) fn read_obstacles(mut bytes: &[u8]) -> Vec<Obstacle> {
+    let mut obstacles = Vec::new();
+    while let Some(([a, b, c, d, e, f], rest)) = bytes.split_first_chunk() {
+        let [number, subject, owner] = [[*a, *b], [*c, *d], [*e, *f]].map(|word| usize::from(u16::from_ne_bytes(word)));
+        let (Some(kind), Some((subject, rest))) = (ObstacleKind::ALL.get(number), rest.split_at_checked(subject)) else { break };
+        let Some((owner, rest)) = rest.split_at_checked(owner) else { break };
+        let obstacle = Obstacle::new(*kind, String::from_utf8_lossy(subject));
+        obstacles.push(if owner.is_empty() { obstacle } else { obstacle.owned_by(String::from_utf8_lossy(owner)) });
+        bytes = rest;
+    }
+    obstacles
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +127,15 @@ mod tests {
             Obstacle::new(ObstacleKind::Memfd, "fd 7"),
             Obstacle::new(ObstacleKind::ThreadUnstoppable, "thread 12").owned_by("worker-1"),
         ];
+        let mut room = [0; 256];
+        let written = sink.write_to(&mut room);
+        assert_eq!(read_obstacles(&room[..written]), expected);
+        assert_eq!(
+            sink.write_to(&mut room[..written - 1]),
+            written - 6 - "thread 12worker-1".len(),
+            "what has no room is left out"
+        );
+        assert_eq!(read_obstacles(&room[..written - 1]).len(), 1);
         assert_eq!(sink.into_obstacles(), expected);
     }
 }

@@ -105,8 +105,12 @@ impl ImageFile {
         self.file.as_ref().map_or(self.directory.as_fd(), AsFd::as_fd)
     }
 
-    /// Draws a name beside the target. A capture in a copy draws it before, so that the original knows what to remove.
+    /// Draws a name beside the target if there is none yet. A capture in a copy draws it before, so that the original knows what
+    /// to remove.
     pub(crate) fn draw_aside(&mut self) -> Result<(), Errno> {
+        if !self.aside.as_bytes().is_empty() {
+            return Ok(());
+        }
         let mut random = [0; 8];
         process::random(&mut random)?;
         self.aside = FixedText::new();
@@ -185,9 +189,7 @@ impl ImageFile {
         fs::sync(self.fd())?;
         Fault::check(&mut self.fault, Point::Link)?;
         if !self.has_aside {
-            if self.aside.as_bytes().is_empty() {
-                self.draw_aside()?;
-            }
+            self.draw_aside()?;
             fs::link_nameless(self.fd(), self.directory.as_fd(), self.aside_name())?;
             self.has_aside = true;
         }
@@ -210,6 +212,15 @@ impl ImageFile {
         let file = fs::open_at(self.directory.as_raw_fd(), &self.target, libc::O_RDONLY | libc::O_NOFOLLOW, 0)?;
         let found = fs::stat(file.as_fd())?;
         if (written.st_dev, written.st_ino) == (found.st_dev, found.st_ino) { Ok(file) } else { Err(Errno::new(libc::ESTALE)) }
+    }
+
+    /// Whether a copy has put the file at the target, where it belongs once it is whole and on the disk. Makes the name durable.
+    pub(crate) fn is_published(&mut self) -> bool {
+        let own = fs::stat(self.fd());
+        let found = fs::open_at(self.directory.as_raw_fd(), &self.target, libc::O_PATH | libc::O_NOFOLLOW, 0)
+            .and_then(|file| fs::stat(file.as_fd()));
+        let same = matches!((own, found), (Ok(own), Ok(found)) if (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino));
+        same && fs::sync(self.directory.as_fd()).is_ok()
     }
 
     /// Removes what a copy that failed may have left beside the target.

@@ -138,6 +138,24 @@ async fn a_restored_life_listens_where_it_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_life_from_the_image_of_a_process_that_goes_on_leaves_its_socket_alone() {
+    let (context, engine) = context();
+    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listener = TcpListener::bind_in(&context, "127.0.0.1:0").await.unwrap().on_restore(move |_| spare);
+    let first = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener));
+    assert_eq!(ask(first).await, "well");
+    let socket = inode_of(first).expect("a listening socket");
+    engine.then(SimScript::Restored { asleep: Duration::ZERO, args: Vec::new(), env: Vec::new() });
+    let answer = context.checkpoint(CheckpointRequest::new(Mode::Continue)).await;
+    let Ok(Completed::Restored(_, report)) = answer else { panic!("{answer:?}") };
+    assert!(report.failures.is_empty(), "{report}");
+    assert_eq!(ask(spare).await, "well");
+    // The descriptor of that number, whoever has it in a restored life, is neither closed nor used.
+    assert_eq!(inode_of(first), Some(socket));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_abort_after_the_last_call_listens_at_the_same_address() {
     let (context, engine) = context();
     let listener = TcpListener::bind_in(&context, "127.0.0.1:0").await.unwrap();

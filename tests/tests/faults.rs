@@ -31,8 +31,14 @@ const DEADLINES: [(&str, &str); 2] = [("CRAC_HOOK_DEADLINE", "2s"), ("CRAC_HOLD_
 
 /// Asks for a checkpoint that must be refused with `code`; what was said about it.
 fn refused(lab: &Lab, service: &mut Service, image: &Path, code: i32) -> String {
+    refused_with(lab, service, image, code, &[])
+}
+
+/// The same, with more arguments.
+fn refused_with(lab: &Lab, service: &mut Service, image: &Path, code: i32, more: &[&str]) -> String {
     let pid = service.pid().to_string();
-    let output = lab.crac(["checkpoint".as_ref(), pid.as_ref(), "--image".as_ref(), image.as_os_str()]);
+    let args = ["checkpoint".as_ref(), pid.as_ref(), "--image".as_ref(), image.as_os_str()];
+    let output = lab.crac(args.into_iter().chain(more.iter().map(std::ffi::OsStr::new)));
     let said = text(&output.stderr) + &text(&output.stdout);
     assert_eq!(output.status.code(), Some(code), "{said}");
     assert!(!image.exists(), "there must be no image: {said}");
@@ -147,10 +153,12 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
     );
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).envs(DEADLINES);
     let mut service = Service::start(command, addr).answering();
-    let said = refused(&lab, &mut service, &small.join("f.crac"), 4);
-    assert_says(&said, &["No space left", "small"]);
-    let inside = format!("/proc/{}/root{}", service.pid(), small.display());
-    assert_eq!(std::fs::read_dir(inside).unwrap().count(), 0, "something was left on the full disk");
+    for mode in [&[][..], &["--continue"]] {
+        let said = refused_with(&lab, &mut service, &small.join("f.crac"), 4, mode);
+        assert_says(&said, &["No space left", "small"]);
+        let inside = format!("/proc/{}/root{}", service.pid(), small.display());
+        assert_eq!(std::fs::read_dir(inside).unwrap().count(), 0, "something was left on the full disk");
+    }
 }
 
 #[test]

@@ -53,9 +53,10 @@ impl Coordinator {
     pub(super) fn before(&mut self, at: usize, round: &mut RoundData, inbox: &mpsc::Sender<Message>) -> Event {
         let (mode, generation) = (round.request.mode, round.metadata.generation);
         let keeps_sockets = self.shared.engine.needs().keeps_sockets;
+        let left_out = round.left_out.clone();
         let hook = move |entry: &Arc<Entry>, limit: Duration| -> BoxFuture<Result<(), BoxError>> {
             let resource = entry.resource.clone();
-            let context = CheckpointContext { mode, generation, keeps_sockets, remaining: limit };
+            let context = CheckpointContext { mode, generation, keeps_sockets, remaining: limit, left_out: left_out.clone() };
             Box::pin(async move { resource.before_checkpoint(&context).await })
         };
         let failures = round.failures.len();

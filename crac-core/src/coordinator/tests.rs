@@ -180,6 +180,40 @@ fn continued_and_aborted_are_other_endings_of_the_same_life() {
 }
 
 #[test]
+fn a_capture_that_goes_on_beside_the_process_keeps_no_door_shut() {
+    let mut setup = setup();
+    setup.add("cache", Phase::Service, Act::Well, Act::Well);
+    let gate = setup.context.gate("door");
+    let (end, until) = std::sync::mpsc::channel();
+    setup.engine.then(SimScript::Underway { until, ends: Ok(crate::CaptureReport { bytes: 7, stages: Vec::new() }) });
+    let log = Log::default();
+    let first = setup.context.request(CheckpointRequest::new(Mode::Continue).watch(Arc::new(Watching(log.clone()))));
+    log.wait_for("Open");
+    assert!(gate.enter().is_ok(), "the door is open while the image is written");
+    assert!(matches!(setup.round(Mode::Continue), Err(CheckpointError::Denied(Denial::Busy))), "one capture at a time");
+    end.send(()).unwrap();
+    let Ok(Ok(Completed::Continued(report))) = first.wait(LONG) else { panic!("it ends well") };
+    assert_eq!(report.capture.as_ref().map(|capture| capture.bytes), Some(7));
+    assert_eq!(setup.log.lines(), ["before cache", "after cache Continued"]);
+    assert!(setup.round(Mode::Continue).is_ok(), "and then the next");
+}
+
+#[test]
+fn a_capture_that_fails_beside_the_process_is_no_image() {
+    let mut setup = setup();
+    setup.add("cache", Phase::Service, Act::Well, Act::Well);
+    let full = EngineError::Failed { what: "the disk is full".into(), hint: "free some space".into() };
+    let refused = EngineError::Refused(vec![crate::Obstacle::new(crate::ObstacleKind::MemoryOther, "a mapping")]);
+    for (ends, says) in [(full, "the disk is full"), (refused, "a mapping")] {
+        let (_, until) = std::sync::mpsc::channel();
+        setup.engine.then(SimScript::Underway { until, ends: Err(ends) });
+        let report = setup.aborted(Mode::Continue);
+        assert!(report.to_string().contains(says), "{report}");
+        assert!(setup.context.gate("door").enter().is_ok());
+    }
+}
+
+#[test]
 fn everyone_is_told_even_if_others_failed_and_all_failures_are_reported() {
     let mut setup = setup();
     setup.add("last", Phase::Service, Act::Well, Act::Well);

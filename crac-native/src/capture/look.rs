@@ -7,17 +7,18 @@ use super::{Stop, Work};
 use crate::{
     arch::{self, Resume},
     arena::ArenaVec,
+    beside,
     descriptors::{self, Survey},
     facts,
     findings::ObstacleSink,
     freeze::{self, Frozen, ThreadState},
     layout::{
-        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, STAGING_BYTES, Section, ThreadRecord, VERSION, ZONE_HINT, cpu,
-        xxh64::xxh64,
+        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES, Section,
+        ThreadRecord, VERSION, ZONE_HINT, cpu, xxh64::xxh64,
     },
     madvise,
     pages::Pages,
-    plan,
+    plan::{self, Class},
     stub::{ELF_HEADER_BYTES, Stub},
     tables::{Memory, Sources},
 };
@@ -25,17 +26,24 @@ use crate::{
 /// The first address that a mapping cannot have.
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
 
-/// The tables that do not describe memory.
-pub(super) struct Tables<'a> {
+/// What was found besides memory.
+pub(super) struct Seen<'a> {
     pub(super) threads: ArenaVec<'a, ThreadRecord>,
     pub(super) actions: &'a [ActionRecord],
     pub(super) auxv: &'a [u8],
     pub(super) descriptors: descriptors::DescriptorTable<'a>,
+    process: ProcessRecord,
+    privileges: PrivilegeRecord,
+    working_directory: &'a [u8],
+    /// Wall, monotonic and boot time.
+    clocks_ns: [u64; 3],
+    /// Whether only the process itself can tell everything about its memory: a copy of it has nothing locked.
+    pub(super) only_here: bool,
 }
 
 impl<'a> Work<'a, '_> {
-    /// Facts and plan.
-    pub(super) fn look(&mut self, frozen: &Frozen<'a>) -> Result<(Header, Memory<'a>, Tables<'a>), Stop> {
+    /// Everything but memory, which takes no time that grows with the size of the process.
+    pub(super) fn look_at_process(&mut self, frozen: &Frozen<'a>) -> Result<Seen<'a>, Stop> {
         let arena = self.arena;
         let no_memory = |errno| ("noting tables", errno);
         let survey = Survey {
@@ -47,7 +55,8 @@ impl<'a> Work<'a, '_> {
         };
         let obstacles = &mut self.obstacles;
         let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
-        let (mut process, privileges) = facts::process(arena, self.options.filters_at_start, obstacles)?;
+        let facts = facts::process(arena, self.options.filters_at_start, obstacles)?;
+        let (mut process, privileges) = (facts.record, facts.privileges);
         facts::threads(arena, frozen.threads(), privileges.seccomp_filters, obstacles);
         if self.own_state.errno != 0 {
             let errno = Errno::new(self.own_state.errno);
@@ -56,33 +65,15 @@ impl<'a> Work<'a, '_> {
         if !self.is_interposed {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
-        let kernel = kernel_version();
-        let entries = facts::mappings(arena)?;
-        let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
-        if self.request.mode == Mode::Continue {
-            for entry in entries.iter().filter(|entry| entry.flags.contains(b"dc") && !entry.flags.contains(b"pf")) {
-                let (start, end) = (entry.mapping.start, entry.mapping.end);
-                obstacles.push(
-                    ObstacleKind::MemoryOther,
-                    format_args!(
-                        "mapping {start:#x}-{end:#x} is not copied to children (MADV_DONTFORK), and the mode is continue"
-                    ),
-                );
-            }
-        }
-        let sources = Sources { arena, entries, image: madvise::backing_file(), stack_flag: kernel >= 6 << 16 | 7 };
-        let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
-        if memory.vdso.start == 0 {
-            obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
-        }
         process.descriptor_max = descriptors.records.iter().map(|record| record.number).max().unwrap_or(-1);
-        let mut directory = [0; libc::PATH_MAX as usize];
-        let directory = fs::read_link_at(libc::AT_FDCWD, c"/proc/self/cwd", &mut directory)
+        let mut room = [0; libc::PATH_MAX as usize];
+        let directory = fs::read_link_at(libc::AT_FDCWD, c"/proc/self/cwd", &mut room)
             .map_err(|errno| ("reading the working directory", errno))?;
         if directory.ends_with(b" (deleted)") {
             obstacles.push(ObstacleKind::FileDeleted, format_args!("the working directory"));
         }
-        process.working_directory = memory.add_text(directory).map_err(no_memory)?;
+        let mut working_directory = ArenaVec::new(arena);
+        working_directory.extend_from_slice(directory).map_err(no_memory)?;
 
         let own = thread_record(process::tid(), self.resume, &self.own_state);
         let mut threads = ArenaVec::new(arena);
@@ -95,12 +86,46 @@ impl<'a> Work<'a, '_> {
             Some(at) => threads.swap(0, at),
             None => obstacles.push(ObstacleKind::ThreadUnstoppable, format_args!("the main thread has ended")),
         }
-        let tables = Tables {
+        Ok(Seen {
             threads,
             actions: facts::actions(arena, (freeze::FREEZE_SIGNAL, frozen.previous)).map_err(no_memory)?,
             auxv: facts::read_all(arena, c"/proc/self/auxv").map_err(|errno| ("reading /proc/self/auxv", errno))?,
             descriptors,
-        };
+            process,
+            privileges,
+            working_directory: working_directory.into_slice(),
+            clocks_ns: [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(facts::clock_ns),
+            only_here: facts.locked_bytes > 0,
+        })
+    }
+
+    /// Memory: every mapping, every page. In continue mode a copy of the process does this, and `maps` is the original's own
+    /// text of that name.
+    pub(super) fn look_at_memory(&mut self, seen: &Seen<'a>, maps: Option<&[u8]>) -> Result<(Header, Memory<'a>), Stop> {
+        let arena = self.arena;
+        let obstacles = &mut self.obstacles;
+        let kernel = kernel_version();
+        let entries = facts::mappings(arena)?;
+        if let Some(maps) = maps {
+            beside::refuse_what_is_missing(maps, entries, obstacles);
+        }
+        let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
+        let image = madvise::backing_file();
+        if self.request.mode == Mode::Continue {
+            let is_scratch = |start, end| arena.ranges().any(|part| part.start as u64 <= start && end <= part.end as u64);
+            let is_refused = |entry| matches!(plan::classify(entry, image, false), Class::Refused(_));
+            let shared = entries.iter().filter(|entry| entry.mapping.shared && entry.mapping.write && !is_refused(entry));
+            let shared = shared.map(|entry| &entry.mapping).filter(|mapping| !is_scratch(mapping.start, mapping.end));
+            beside::refuse_what_changes(shared, obstacles);
+        }
+        let sources = Sources { arena, entries, image, stack_flag: kernel >= 6 << 16 | 7 };
+        let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
+        if memory.vdso.start == 0 {
+            obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
+        }
+        let mut process = seen.process;
+        process.working_directory = memory.add_text(seen.working_directory).map_err(|errno| ("noting tables", errno))?;
+        let [captured_realtime_ns, captured_monotonic_ns, captured_boottime_ns] = seen.clocks_ns;
         let mut header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -120,14 +145,14 @@ impl<'a> Work<'a, '_> {
             image_id: self.request.metadata.image_id.0,
             parent: self.request.metadata.parent.map_or([0; 16], |parent| parent.0),
             generation: self.request.metadata.generation,
-            captured_realtime_ns: facts::clock_ns(libc::CLOCK_REALTIME),
-            captured_monotonic_ns: facts::clock_ns(libc::CLOCK_MONOTONIC),
-            captured_boottime_ns: facts::clock_ns(libc::CLOCK_BOOTTIME),
+            captured_realtime_ns,
+            captured_monotonic_ns,
+            captured_boottime_ns,
             page_size: PAGE_SIZE as u32,
             kernel,
             cpu: cpu::current(),
             vdso: memory.vdso,
-            privileges,
+            privileges: seen.privileges,
             process,
             manifest: Section::default(),
             mappings: Section::default(),
@@ -142,8 +167,8 @@ impl<'a> Work<'a, '_> {
             descriptor_blob: Section::default(),
         };
         header.vdso.code_sum = xxh64(self.vdso);
-        place(self.manifest.len(), self.stub, &mut header, &mut memory, &tables, entries, &mut self.obstacles);
-        Ok((header, memory, tables))
+        place(self.manifest.len(), self.stub, &mut header, &mut memory, seen, entries, &mut self.obstacles);
+        Ok((header, memory))
     }
 }
 
@@ -153,7 +178,7 @@ fn place(
     stub: &Stub,
     header: &mut Header,
     memory: &mut Memory<'_>,
-    tables: &Tables<'_>,
+    tables: &Seen<'_>,
     entries: &[crac_sys::proc::SmapsEntry<'_>],
     obstacles: &mut ObstacleSink<'_>,
 ) {

@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, sync::atomic::Ordering};
 
 use crac_sys::{Errno, fs, process};
 
-use super::{HEADER_AT, Work, look::Tables};
+use super::{HEADER_AT, Work, look::Seen};
 use crate::{
     arena::ArenaVec,
     facts::{self, Problem},
@@ -26,7 +26,7 @@ impl Work<'_, '_> {
         image: &mut ImageFile,
         header: &mut Header,
         memory: &mut Memory<'_>,
-        tables: &Tables<'_>,
+        tables: &Seen<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Problem> {
         let writing = |errno| ("writing the image", errno);

@@ -65,7 +65,7 @@ fn capture(policy: &Policy, image: PathBuf, generation: u64) {
     let engine = NativeEngine::new().with_kcmp(switch("CRAC_TEST_NO_KCMP")).with_duplicate_query(switch("CRAC_TEST_NO_QUERY"));
     match engine.capture(CaptureRequest::new(image, Mode::Exit, metadata, policy)) {
         Ok(Captured::Restored(_)) => assert_eq!(table(), before, "numbers and flags"),
-        Ok(Captured::Original(_)) => panic!("the original goes on"),
+        Ok(Captured::Original(_) | Captured::Underway(_)) => panic!("the original goes on"),
         Err(EngineError::Refused(obstacles)) => panic!("{}", obstacles.iter().map(|o| format!("{o}\n")).collect::<String>()),
         Err(error) => panic!("{error}"),
     }

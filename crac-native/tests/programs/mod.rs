@@ -18,8 +18,8 @@ use std::{
 };
 
 use crac_core::{
-    CaptureProgress, CaptureRequest, CaptureWatch, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy,
-    Restoration,
+    CaptureProgress, CaptureReport, CaptureRequest, CaptureWatch, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode,
+    Policy, Restoration, Underway,
 };
 use crac_native::NativeEngine;
 
@@ -74,6 +74,8 @@ fn lives(mut check: impl FnMut(u64)) {
     if ENGINE_FIRST.get() {
         refused::install_filter();
     }
+    // So much to write that there is time to end the copy.
+    let _ballast = argument("--kill", None).map(|_| vec![1_u8; 128 << 20]);
     let policy = Policy::new();
     let mut life: Option<Restoration> = None;
     for generation in 0.. {
@@ -98,7 +100,13 @@ fn lives(mut check: impl FnMut(u64)) {
         };
         let parent = life.as_ref().map(|life| life.image_id);
         let metadata = ImageMetadata::new("test", ImageId([generation as u8; 16]), generation, parent);
-        match engine.capture(CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy)) {
+        let captured = engine.capture(CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy));
+        let captured = match captured {
+            Ok(Captured::Underway(underway)) => beside(underway, &mut check).map(Captured::Original),
+            other => other,
+        };
+        match captured {
+            Ok(Captured::Underway(_)) => unreachable!("it was waited for"),
             Ok(Captured::Restored(restoration)) => life = Some(restoration),
             Ok(Captured::Original(report)) => {
                 let names: Vec<_> = report.stages.iter().map(|stage| stage.name.as_str()).collect();
@@ -117,6 +125,26 @@ fn lives(mut check: impl FnMut(u64)) {
     }
     check(u64::MAX);
     println!("done");
+}
+
+/// Works while a copy of the process writes the image, and waits for its end.
+fn beside(mut underway: Box<dyn Underway>, check: &mut impl FnMut(u64)) -> Result<CaptureReport, EngineError> {
+    if argument("--drop", None).is_some() {
+        drop(underway);
+        return Err(EngineError::Failed { what: "given up".into(), hint: String::new() });
+    }
+    if argument("--kill", None).is_some() {
+        let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();
+        let copy = children.trim().parse().unwrap();
+        // SAFETY: ends the copy of this process.
+        assert_eq!(unsafe { libc::kill(copy, libc::SIGKILL) }, 0);
+    }
+    loop {
+        check(0);
+        if let Some(ended) = underway.wait(Duration::from_millis(1)) {
+            return ended;
+        }
+    }
 }
 
 fn single() {

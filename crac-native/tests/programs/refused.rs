@@ -27,6 +27,12 @@ pub(crate) fn refused(what: &str) {
             assert_eq!(unsafe { libc::mlock(at as *const _, 4096) }, 0);
             Box::new(at)
         }
+        "dont-fork" => {
+            let at = map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE, -1);
+            // SAFETY: the test's own mapping.
+            assert_eq!(unsafe { libc::madvise(at as *mut _, 4096, libc::MADV_DONTFORK) }, 0);
+            Box::new(at)
+        }
         "interval-timer" => {
             let hour = libc::timeval { tv_sec: 3600, tv_usec: 0 };
             let timer = libc::itimerval { it_interval: hour, it_value: hour };

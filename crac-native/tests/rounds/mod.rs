@@ -21,6 +21,9 @@ const TESTS: &[(&str, Test)] = &[
     ("a_tokio_runtime_comes_back", |dir| exit_rounds(dir, "tokio", 5)),
     ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
     ("the_original_goes_on_while_a_copy_writes", goes_on),
+    ("what_a_copy_would_not_see_is_refused_by_name", refusals_beside),
+    ("a_copy_that_is_killed_or_given_up_leaves_a_running_process_and_no_file", copy_ends_early),
+    ("a_copy_without_memory_leaves_a_running_process_and_no_file", no_memory_for_a_copy),
     ("page_maps_are_read_where_the_kernel_cannot_scan", without_pagemap_scan),
     ("nobody_without_privileges_can_do_it", as_nobody),
     ("an_image_does_not_grow_over_25_generations", does_not_grow),
@@ -210,6 +213,67 @@ fn refusals(dir: &Path) {
     }
 }
 
+fn refusals_beside(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    for (what, kind) in [
+        ("shared-memory", "memory-shared"),
+        ("dont-fork", "memory-other"),
+        ("locked-memory", "memory-locked"),
+        ("child", "child"),
+    ] {
+        let lines = lines_of(&finish(program(&format!("refused:{what}")).args([&to, "--mode=continue"])));
+        let obstacles: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("obstacle ")).collect();
+        assert!(matches!(obstacles[..], [one] if one.starts_with(&format!("{kind}: "))), "{what}: {lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some("done"), "{what}: {lines:?}");
+        assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0, "{what} left a file behind");
+    }
+}
+
+fn copy_ends_early(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    for nameless in [true, false] {
+        for (how, says) in [("--kill", "was ended"), ("--drop", "given up")] {
+            let mut command = program("threads");
+            if !nameless {
+                command.env("CRAC_TEST_NO_TMPFILE", "1");
+            }
+            let lines = lines_of(&finish(command.args([&to, "--mode=continue", how])));
+            assert!(lines[1].starts_with("error ") && lines[1].contains(says), "{how}: {lines:?}");
+            assert_eq!(lines[2..], ["done", "joined"], "{how}");
+            assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0, "{how} left a file behind");
+        }
+    }
+}
+
+fn no_memory_for_a_copy(dir: &Path) {
+    let to = format!("--image={}", image(dir, 0).display());
+    let program = program("single");
+    let executable = program.get_program();
+    // The limit counts addresses, so it fails at one reservation or the other, from the start of the engine to its success.
+    let (mut refused, mut taken) = (0, 0);
+    for mib in 12..=200 {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--as={}", mib << 20)).arg(executable).args([&to, "--mode=continue"]);
+        let output = finish(command.env("CRAC_TEST_PROGRAM", "single"));
+        let lines: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        match lines.get(1) {
+            Some(line) if line.starts_with("error ") => {
+                assert!(line.contains("memory") || line.contains("emory"), "{lines:?}");
+                assert_eq!(lines[2..], ["done"], "{lines:?}");
+                assert_eq!(std::fs::read_dir(dir).expect("own directory").count(), 0, "{lines:?}");
+                refused += 1;
+            }
+            Some(line) if line.starts_with("original ") => {
+                taken += 1;
+                break;
+            }
+            // Not even the program itself had enough.
+            _ => assert!(!output.status.success(), "{lines:?}"),
+        }
+    }
+    assert!(refused > 0 && taken > 0, "{refused} refused, {taken} taken");
+}
+
 fn rehearsal(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
     let lines = lines_of(&finish(program("threads").args([&to, "--mode=rehearse"])));
@@ -359,10 +423,13 @@ fn wrong_places(dir: &Path) {
 
 fn full_disk(dir: &Path) {
     let Some(small) = tmpfs(dir, "size=3m") else { return };
-    let lines = lines_of(&finish(program("threads").arg(format!("--image={}", small.0.join("0.crac").display()))));
-    assert!(lines[1].contains("no space") || lines[1].contains("No space"), "{lines:?}");
-    assert_eq!(lines[2..], ["done", "joined"]);
-    assert_eq!(std::fs::read_dir(&small.0).expect("own directory").count(), 0);
+    let to = format!("--image={}", small.0.join("0.crac").display());
+    for mode in ["exit", "continue"] {
+        let lines = lines_of(&finish(program("threads").args([&to, &format!("--mode={mode}")])));
+        assert!(lines[1].contains("no space") || lines[1].contains("No space"), "{mode}: {lines:?}");
+        assert_eq!(lines[2..], ["done", "joined"], "{mode}");
+        assert_eq!(std::fs::read_dir(&small.0).expect("own directory").count(), 0, "{mode}");
+    }
 }
 
 fn does_not_grow_on_tmpfs(dir: &Path) {
@@ -518,7 +585,12 @@ fn images_of_other_hosts(dir: &Path) {
 fn goes_on(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
     for name in ["threads", "tokio"] {
-        let lines = lines_of(&finish(program(name).args([&to, "--mode=continue"])));
+        // Where there are no nameless files, the copy and the original have to agree on the name beside the target.
+        let mut command = program(name);
+        if name == "tokio" {
+            command.env("CRAC_TEST_NO_TMPFILE", "1");
+        }
+        let lines = lines_of(&finish(command.args([&to, "--mode=continue"])));
         assert!(lines[1].starts_with("original ") && lines[1].contains("copy"), "{lines:?}");
         assert_eq!(lines[2], "done");
         let lines = lines_of(&finish(&mut Command::new(image(dir, 0))));

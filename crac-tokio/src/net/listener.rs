@@ -11,7 +11,7 @@ use std::{
 };
 
 use crac_core::{
-    BoxError, CheckpointContext, Context, Gate, Phase, Registration, Resource, ResourceOptions, RestoreContext, async_trait,
+    BoxError, CheckpointContext, Context, Gate, Mode, Phase, Registration, Resource, ResourceOptions, RestoreContext, async_trait,
 };
 use tokio::net::ToSocketAddrs;
 
@@ -37,6 +37,7 @@ static IDLE_LISTENERS: AtomicUsize = AtomicUsize::new(0);
 /// |---|---|
 /// | a round begins | nothing is accepted any more; clients wait in the kernel's queue, of at most 1024 |
 /// | the process is about to end (`exit`, `become`), all else has let go | what is in the queue is accepted and handed to the server, which answers that it is being checkpointed; then the socket is closed, and who comes now is refused |
+/// | the process goes on beside its image (`continue`) | the socket stays, with its queue, and is no part of the image |
 /// | the process goes on, or the round is aborted | the same socket accepts again; if it was closed already, the same address is bound again |
 /// | a restored life | the address is bound again: what [`on_restore`](Self::on_restore) says, else the same |
 ///
@@ -221,14 +222,18 @@ struct Ingress(Arc<Shared>);
 
 #[async_trait]
 impl Resource for Ingress {
-    async fn before_checkpoint(&self, _context: &CheckpointContext) -> Result<(), BoxError> {
+    async fn before_checkpoint(&self, context: &CheckpointContext) -> Result<(), BoxError> {
         self.0.socket.change(Turn::Accepting, Turn::Paused);
+        if context.mode() == Mode::Continue && !context.keeps_sockets() {
+            self.0.socket.leave_out().into_iter().for_each(|descriptor| context.leave_out(descriptor));
+        }
         Ok(())
     }
 
     async fn after_restore(&self, context: &RestoreContext) -> Result<(), BoxError> {
         let socket = &self.0.socket;
         let before = socket.addr();
+        socket.came_back(context.is_restored());
         if context.is_restored() {
             let asked = lock(&self.0.on_restore).as_ref().and_then(|on_restore| on_restore(context));
             let addr = asked.unwrap_or(before);

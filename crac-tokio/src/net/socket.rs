@@ -12,6 +12,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::{AsRawFd, RawFd},
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
@@ -44,6 +45,8 @@ struct State {
     turn: Turn,
     listener: Option<TcpListener>,
     addr: SocketAddr,
+    /// Whether a restored life has only the number of the socket, which may be anybody's there.
+    left_out: bool,
 }
 
 /// What the socket does.
@@ -68,7 +71,7 @@ impl Socket {
     pub(super) fn new(listener: TcpListener) -> io::Result<Self> {
         let addr = listener.local_addr()?;
         Ok(Self {
-            state: Mutex::new(State { turn: Turn::Accepting, listener: Some(listener), addr }),
+            state: Mutex::new(State { turn: Turn::Accepting, listener: Some(listener), addr, left_out: false }),
             waiters: Arc::default(),
             last_call: Gate::new("connections accepted last"),
             runtime: Handle::current(),
@@ -148,6 +151,24 @@ impl Socket {
     pub(super) fn within<F: Future>(&self, limit: Duration, future: F) -> tokio::time::Timeout<F> {
         let _runtime = self.runtime.enter();
         tokio::time::timeout(limit, future)
+    }
+
+    /// Notes that a restored life will not have the socket; the descriptor to leave out of the image.
+    pub(super) fn leave_out(&self) -> Option<RawFd> {
+        let mut state = lock(&self.state);
+        let descriptor = state.listener.as_ref().map(AsRawFd::as_raw_fd);
+        state.left_out = descriptor.is_some();
+        descriptor
+    }
+
+    /// A round has ended: in a restored life the number of a socket that was left out is forgotten, else the socket is kept.
+    pub(super) fn came_back(&self, restored: bool) {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.left_out) && restored {
+            // Closing it, or telling the driver, would hit whoever has the number now.
+            std::mem::forget(state.listener.take());
+            state.turn = Turn::Closed;
+        }
     }
 
     /// Closes the socket, whatever it does.

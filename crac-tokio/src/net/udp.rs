@@ -5,12 +5,13 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd,
     sync::{Arc, Mutex},
     task::{Context as TaskContext, Poll},
 };
 
 use crac_core::{
-    BoxError, CheckpointContext, Context, Phase, Registration, Resource, ResourceOptions, RestoreContext, async_trait,
+    BoxError, CheckpointContext, Context, Mode, Phase, Registration, Resource, ResourceOptions, RestoreContext, async_trait,
 };
 use tokio::{io::ReadBuf, net::ToSocketAddrs, runtime::Handle};
 
@@ -18,7 +19,7 @@ use super::waiters::Waiters;
 use crate::lock;
 
 /// A UDP socket that stops receiving for a checkpoint and comes back: as it was, or, with [`on_restore`](Self::on_restore), bound
-/// where that says.
+/// where that says. With `on_restore` the socket of a process that goes on beside its image is no part of that image.
 ///
 /// Datagrams can be sent until everything else has let go. Those that arrive in a round wait in the kernel as long as there is room,
 /// and are lost with a process that ends. Without a context it is a plain socket.
@@ -42,6 +43,8 @@ struct State {
     socket: Option<tokio::net::UdpSocket>,
     addr: SocketAddr,
     receives: bool,
+    /// Whether a restored life has only the number of the socket, which may be anybody's there.
+    left_out: bool,
 }
 
 impl UdpSocket {
@@ -74,7 +77,7 @@ impl UdpSocket {
     fn new(context: Option<&Context>, socket: tokio::net::UdpSocket) -> io::Result<Self> {
         let addr = socket.local_addr()?;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { socket: Some(socket), addr, receives: true }),
+            state: Mutex::new(State { socket: Some(socket), addr, receives: true, left_out: false }),
             receivers: Arc::default(),
             senders: Arc::default(),
             on_restore: Mutex::default(),
@@ -189,15 +192,30 @@ struct Sending(Arc<Shared>);
 #[async_trait]
 impl Resource for Sending {
     async fn before_checkpoint(&self, context: &CheckpointContext) -> Result<(), BoxError> {
-        if context.mode().ends_original() && !context.keeps_sockets() && lock(&self.0.on_restore).is_some() {
-            let closed = lock(&self.0.state).socket.take();
+        if context.keeps_sockets() || lock(&self.0.on_restore).is_none() {
+            return Ok(());
+        }
+        let mut state = lock(&self.0.state);
+        if context.mode().ends_original() {
+            let closed = state.socket.take();
+            drop(state);
             drop(closed);
+        } else if let (Mode::Continue, Some(socket)) = (context.mode(), &state.socket) {
+            context.leave_out(socket.as_raw_fd());
+            state.left_out = true;
         }
         Ok(())
     }
 
     async fn after_restore(&self, context: &RestoreContext) -> Result<(), BoxError> {
-        let before = lock(&self.0.state).addr;
+        let before = {
+            let mut state = lock(&self.0.state);
+            if std::mem::take(&mut state.left_out) && context.is_restored() {
+                // Closing it, or telling the driver, would hit whoever has the number now.
+                std::mem::forget(state.socket.take());
+            }
+            state.addr
+        };
         let asked = context.is_restored().then(|| lock(&self.0.on_restore).as_ref().and_then(|on_restore| on_restore(context)));
         let addr = asked.flatten().unwrap_or(before);
         self.0.bind_again(addr).map_err(|error| {
