@@ -1,5 +1,10 @@
 //! `crac doctor`: what works on this machine, and why not.
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod criu;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[path = "doctor/criu_elsewhere.rs"]
+mod criu;
 mod probes;
 mod trial;
 

@@ -1,4 +1,6 @@
-//! Images of the native engine, as the verbs see them.
+//! Images, as the verbs see them: files of the native engine; directories of CRIU's are in `image/criu.rs`.
+
+pub(crate) mod criu;
 
 use std::{
     ffi::OsString,
@@ -50,12 +52,22 @@ impl From<ImageError> for Reason {
 
 /// An image that fits, open.
 #[derive(Debug)]
-pub(crate) struct Fitting(Restore);
+pub(crate) enum Fitting {
+    Native(Box<Restore>),
+    Criu(Box<crac_criu::restore::Restore>),
+}
 
 impl Fitting {
-    /// Becomes the captured process. Returns only what stood in the way.
-    pub(crate) fn exec(self, arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> io::Error {
-        self.0.exec(arguments, environment)
+    /// Becomes the captured process, or its parent that ends like it. Returns only what stood in the way.
+    pub(crate) fn exec(self, arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> Reason {
+        match self {
+            Self::Native(image) => {
+                let error = image.exec(arguments, environment);
+                let what = format!("it cannot be executed: {error}; is its file system mounted noexec?");
+                Reason { exit: Exit::StartCold, what }
+            }
+            Self::Criu(image) => criu::become_it(*image, arguments, environment),
+        }
     }
 }
 
@@ -65,11 +77,40 @@ impl Fitting {
 ///
 /// Every reason why not, the gravest first.
 pub(crate) fn open(path: &Path, program: Option<&Path>) -> Result<Fitting, Vec<Reason>> {
+    if criu::is_image(path) {
+        return criu::open(path, program).map(|image| Fitting::Criu(Box::new(image)));
+    }
     let program = program.map(Executable::of).transpose().map_err(|error| {
         vec![Reason { exit: Exit::StartCold, what: format!("cannot tell the build of the program: {error}") }]
     })?;
     let opened = Restore::open(path, program.as_ref());
-    opened.map(Fitting).map_err(|mismatches| mismatches.into_iter().map(Reason::from).collect())
+    opened.map(|image| Fitting::Native(Box::new(image))).map_err(|mismatches| mismatches.into_iter().map(Reason::from).collect())
+}
+
+/// What an image of either engine says about itself.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Inspected {
+    Native(Box<Inspection>),
+    Criu(Box<criu::Inspection>),
+}
+
+impl Inspected {
+    /// For people.
+    pub(crate) fn print(&self) {
+        match self {
+            Self::Native(inspection) => inspection.print(),
+            Self::Criu(inspection) => inspection.print(),
+        }
+    }
+
+    /// What a verification has found, in one line.
+    pub(crate) fn verified(&self) -> String {
+        match self {
+            Self::Native(inspection) => inspection.verified(),
+            Self::Criu(inspection) => inspection.verified(),
+        }
+    }
 }
 
 /// What an image says about itself.
@@ -119,9 +160,12 @@ pub(crate) struct Thread {
 /// # Errors
 ///
 /// If it is none, or damaged.
-pub(crate) fn inspect(path: &Path) -> Result<Inspection, Reason> {
+pub(crate) fn inspect(path: &Path) -> Result<Inspected, Reason> {
+    if criu::is_image(path) {
+        return criu::inspect(path).map(|inspection| Inspected::Criu(Box::new(inspection)));
+    }
     let file = open_file(path)?;
-    describe(path, &file, &Image::read(&file)?)
+    describe(path, &file, &Image::read(&file)?).map(|inspection| Inspected::Native(Box::new(inspection)))
 }
 
 /// Reads every byte of the image at `path`.
@@ -129,9 +173,13 @@ pub(crate) fn inspect(path: &Path) -> Result<Inspection, Reason> {
 /// # Errors
 ///
 /// If it is none, or damaged.
-pub(crate) fn verify(path: &Path) -> Result<Inspection, Reason> {
+pub(crate) fn verify(path: &Path) -> Result<Inspected, Reason> {
+    if criu::is_image(path) {
+        return inspect(path);
+    }
     let file = open_file(path)?;
-    describe(path, &file, &crac_native::image::verify(&file)?)
+    let image = crac_native::image::verify(&file)?;
+    describe(path, &file, &image).map(|inspection| Inspected::Native(Box::new(inspection)))
 }
 
 fn open_file(path: &Path) -> Result<File, Reason> {
@@ -172,7 +220,7 @@ fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reaso
 
 impl Inspection {
     /// For people.
-    pub(crate) fn print(&self) {
+    fn print(&self) {
         let manifest = &self.manifest;
         let field = |name: &str, value: &dyn std::fmt::Display| output::line(format_args!("{name:<14}{value}"));
         field("image", &self.file.display());
@@ -207,7 +255,7 @@ impl Inspection {
     }
 
     /// What a verification has found, in one line.
-    pub(crate) fn verified(&self) -> String {
+    fn verified(&self) -> String {
         let (file, data) = (self.file.display(), output::mib(self.data_bytes));
         format!("{file}: header, manifest, tables and {data} of page data are as they were written")
     }

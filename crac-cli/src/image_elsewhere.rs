@@ -1,6 +1,6 @@
 //! Twin of `image.rs` for systems and processors without the native engine: nothing fits.
 
-use std::{ffi::OsString, io, path::Path};
+use std::{ffi::OsString, path::Path};
 
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ pub(crate) struct Reason {
 pub(crate) enum Fitting {}
 
 impl Fitting {
-    pub(crate) fn exec(self, _arguments: Vec<OsString>, _environment: Vec<(OsString, OsString)>) -> io::Error {
+    pub(crate) fn exec(self, _arguments: Vec<OsString>, _environment: Vec<(OsString, OsString)>) -> Reason {
         match self {}
     }
 }

@@ -32,9 +32,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
             _ => failure,
         }
     })?;
-    let error = image.exec(args.arguments, environment(args.variables));
-    Err(Failure::new(Exit::StartCold, format!("cannot execute {file}: {error}"))
-        .hint("is its file system mounted noexec? start the service cold"))
+    let reason = image.exec(args.arguments, environment(args.variables));
+    Err(Failure::new(reason.exit, format!("cannot restore {file}: {}", reason.what)).hint("start the service cold"))
 }
 
 /// This command's own environment under `changes`.

@@ -45,8 +45,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
 
     let reasons = match image::open(&image, Some(&program)) {
         Ok(fitting) => {
-            let error = fitting.exec(arguments.to_vec(), std::env::vars_os().collect());
-            vec![Reason { exit: Exit::StartCold, what: format!("it cannot be executed: {error}") }]
+            vec![fitting.exec(arguments.to_vec(), std::env::vars_os().collect())]
         }
         Err(reasons) => reasons,
     };

@@ -293,7 +293,7 @@ const NAMES: [&str; 14] = [
     "checkpoint_signal",
 ];
 
-const ENGINES: [&str; 2] = ["native", "sim"];
+const ENGINES: [&str; 3] = ["native", "criu", "sim"];
 
 /// Signals a service can afford to give away. Those with a meaning of their own - faults, job control, the uncatchable - are
 /// left alone.

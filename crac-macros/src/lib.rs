@@ -29,7 +29,7 @@
 //!         pub worker_threads: Option<usize>,
 //!         /// Path of the image; not empty.
 //!         pub image: Option<&'static str>,
-//!         /// "native" or "sim".
+//!         /// "native", "criu" or "sim".
 //!         pub engine: Option<&'static str>,
 //!         /// Path of the policy file; not empty, not read by the macro.
 //!         pub policy: Option<&'static str>,
@@ -90,7 +90,7 @@ use proc_macro2::TokenStream;
 /// | `name` ✱ | text | name of the service (`crac checkpoint NAME`) and of the runtime; default: the package name |
 /// | `crate` | path in a string | where `crac` is re-exported, such as `"my_prelude::crac"` |
 /// | `image` ✱ | path | where the image is written when the asker names no file |
-/// | `engine` ✱ | `"native"`, `"sim"` | what captures the process |
+/// | `engine` ✱ | `"native"`, `"criu"`, `"sim"` | what captures the process |
 /// | `policy` ✱ | path | policy file, read when the service starts |
 /// | `hook_deadline` ✱ | duration | for each `before_checkpoint` and `after_restore` |
 /// | `drain_deadline` ✱ | duration | for requests in flight |

@@ -18,6 +18,16 @@ pub fn stat(fd: RawFd) -> Result<libc::stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Closes the descriptor `fd`, whoever has it (`close(2)`); nothing if there is none.
+///
+/// # Safety
+///
+/// Whoever has it never uses the number again, closes it neither, and forgets it.
+pub unsafe fn close(fd: RawFd) {
+    // SAFETY: the caller's promise. An error tells of writing, or of a number that is free; in both cases it is free now.
+    let _ = unsafe { syscall(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+}
+
 /// When the inode behind `fd` was made, seconds and nanoseconds (`statx(2)`); nothing where the file system does not tell.
 pub fn born(fd: RawFd) -> Option<(i64, u32)> {
     let mut stat = MaybeUninit::<libc::statx>::zeroed();

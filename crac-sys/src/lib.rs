@@ -19,6 +19,7 @@ pub mod signal;
 pub mod socket;
 pub mod text;
 pub mod unix_diag;
+pub mod warden;
 
 pub use errno::{Errno, Result};
 pub use raw::syscall;

@@ -55,6 +55,8 @@ impl Lab {
             .env("CRAC_RUN_DIR", self.path().join("run"))
             .env("TMPDIR", self.path())
             .env_remove("CRAC_IMAGE")
+            .env_remove("CRAC_ENGINE")
+            .env_remove("CRAC_CRIU_PATH")
             .env_remove("CRAC_CHECKPOINT_ON")
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null());

@@ -2,6 +2,7 @@
 //!
 //! Nothing in here sleeps to wait for something: it polls for the event, under a deadline.
 
+pub mod criu;
 pub mod http;
 pub mod lab;
 pub mod programs;

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | `CRAC_NAME` | a name, not all digits | `name` |
 //! | `CRAC_IMAGE` | path | `image`: where images go when a request does not say |
-//! | `CRAC_ENGINE` | `native`, `sim` | `engine` |
+//! | `CRAC_ENGINE` | `native`, `criu`, `sim` | `engine` |
+//! | `CRAC_CRIU_PATH` | path | which CRIU the `criu` engine takes, rather than the one on `PATH` |
+//! | `CRAC_CRIU_DEADLINE` | duration | how long CRIU may take for a checkpoint; default `5m` |
 //! | `CRAC_POLICY_FILE` | path | `policy` |
 //! | `CRAC_POLICY` | rules, as in [`Policy`](crate::Policy) | added behind the file's rules: they win |
 //! | `CRAC_WORKER_THREADS` | number, at least 1 | `worker_threads` |
@@ -13,7 +15,7 @@
 //! | `CRAC_RUN_DIR` | path | where the control socket is |
 //! | `CRAC_CHECKPOINT_SIGNAL` | `SIGUSR2`, ... or `none` | `checkpoint_signal` |
 //! | `CRAC_CHECKPOINT_ON` | `ready`, `after=DURATION`, `never` | set by `crac run`: when the service takes an image by itself |
-//! | `CRAC_CHECKPOINT_MODE` | `become`, `exit` | what it becomes then, and upon the signal; default `become` |
+//! | `CRAC_CHECKPOINT_MODE` | `become`, `exit`, `continue` | what it becomes then, and upon the signal; default `become`, with the `criu` engine `continue` |
 //! | `CRAC_ON_RESTORE_FAILURE` | `exit`, `stay-shut` | what becomes of a restored life that did not come back whole |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
 //!
@@ -22,6 +24,8 @@
 pub(crate) const NAME: &str = "CRAC_NAME";
 pub(crate) const IMAGE: &str = "CRAC_IMAGE";
 pub(crate) const ENGINE: &str = "CRAC_ENGINE";
+pub(crate) const CRIU_PATH: &str = "CRAC_CRIU_PATH";
+pub(crate) const CRIU_DEADLINE: &str = "CRAC_CRIU_DEADLINE";
 pub(crate) const POLICY_FILE: &str = "CRAC_POLICY_FILE";
 pub(crate) const POLICY: &str = "CRAC_POLICY";
 pub(crate) const WORKER_THREADS: &str = "CRAC_WORKER_THREADS";

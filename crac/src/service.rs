@@ -41,6 +41,9 @@ pub(crate) enum StartError {
     #[cfg(not(feature = "native"))]
     #[error("this service was built without the native engine; enable crac's feature `native` or choose engine = \"sim\"")]
     NoNative,
+    #[cfg(not(feature = "criu"))]
+    #[error("this service was built without the criu engine; enable crac's feature `criu` or choose engine = \"native\"")]
+    NoCriu,
 }
 
 impl StartError {
@@ -148,7 +151,7 @@ fn build_runtime(settings: &Settings) -> std::io::Result<(AnyRuntime, Threads)> 
 fn build_context(settings: &Settings, runtime: &AnyRuntime) -> Result<Context, StartError> {
     let mut policy = settings.policy_file.as_deref().map(read_policy).transpose()?.unwrap_or_default();
     policy.extend(settings.policy.clone());
-    let mut builder = Context::builder(settings.name.clone(), build_engine(settings.engine)?)
+    let mut builder = Context::builder(settings.name.clone(), build_engine(settings)?)
         .spawner(Arc::new(TokioSpawner::new(runtime.handle().clone())))
         .audit(Arc::new(WithRuntimes::new(crac_audit::Auditor::new())))
         .host(Arc::new(crac_audit::ThisHost::new()))
@@ -162,13 +165,21 @@ fn build_context(settings: &Settings, runtime: &AnyRuntime) -> Result<Context, S
     builder.build().map_err(StartError::Coordinator)
 }
 
-fn build_engine(choice: EngineChoice) -> Result<Arc<dyn Engine>, StartError> {
-    match choice {
+fn build_engine(settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
+    match settings.engine {
         EngineChoice::Sim => Ok(Arc::new(SimEngine::new())),
         #[cfg(feature = "native")]
         EngineChoice::Native => Ok(Arc::new(crac_native::NativeEngine::new())),
         #[cfg(not(feature = "native"))]
         EngineChoice::Native => Err(StartError::NoNative),
+        #[cfg(feature = "criu")]
+        EngineChoice::Criu => {
+            let engine = crac_criu::CriuEngine::new();
+            let engine = settings.criu_path.iter().fold(engine, |engine, path| engine.with_program(path));
+            Ok(Arc::new(settings.criu_deadline.into_iter().fold(engine, crac_criu::CriuEngine::with_deadline)))
+        }
+        #[cfg(not(feature = "criu"))]
+        EngineChoice::Criu => Err(StartError::NoCriu),
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) image: Option<PathBuf>,
     pub(crate) engine: EngineChoice,
+    pub(crate) criu_path: Option<PathBuf>,
+    pub(crate) criu_deadline: Option<Duration>,
     pub(crate) policy_file: Option<PathBuf>,
     pub(crate) policy: Policy,
     pub(crate) flavor: Flavor,
@@ -28,6 +30,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EngineChoice {
     Native,
+    Criu,
     Sim,
 }
 
@@ -70,6 +73,16 @@ impl Settings {
         deadlines.hold = read.duration(env::HOLD_DEADLINE, config.hold_deadline)?.unwrap_or(default.hold);
         deadlines.down = read.duration(env::CHECKPOINT_DEADLINE, config.checkpoint_deadline)?.unwrap_or(default.down);
         deadlines.up = read.duration(env::RESTORE_DEADLINE, config.restore_deadline)?.unwrap_or(default.up);
+        let engine = read.one_of(
+            env::ENGINE,
+            "`native`, `criu` or `sim`",
+            &[("native", EngineChoice::Native), ("criu", EngineChoice::Criu), ("sim", EngineChoice::Sim)],
+        )?;
+        let engine = engine.unwrap_or(match config.engine {
+            Some("sim") => EngineChoice::Sim,
+            Some("criu") => EngineChoice::Criu,
+            _ => EngineChoice::Native,
+        });
         Ok(Self {
             name: read
                 .parse(env::NAME, "a name: a file name, not all digits, without a leading `-` or `.`", is_name)?
@@ -77,15 +90,9 @@ impl Settings {
                 .or(config.package.map(str::to_owned))
                 .unwrap_or_else(|| "service".to_owned()),
             image: read.text(env::IMAGE).map(PathBuf::from).or(config.image.map(PathBuf::from)),
-            engine: match read.one_of(
-                env::ENGINE,
-                "`native` or `sim`",
-                &[("native", EngineChoice::Native), ("sim", EngineChoice::Sim)],
-            )? {
-                Some(engine) => engine,
-                None if config.engine == Some("sim") => EngineChoice::Sim,
-                None => EngineChoice::Native,
-            },
+            engine,
+            criu_path: read.text(env::CRIU_PATH).map(PathBuf::from),
+            criu_deadline: read.duration(env::CRIU_DEADLINE, None)?,
             policy_file: read.text(env::POLICY_FILE).map(PathBuf::from).or(config.policy.map(PathBuf::from)),
             policy: read.text(env::POLICY).unwrap_or_default().parse().map_err(|source| SettingError::Policy { source })?,
             flavor: match config.flavor {
@@ -109,8 +116,13 @@ impl Settings {
                 .parse(env::CHECKPOINT_ON, "`ready`, `after=DURATION` or `never`", checkpoint_on)?
                 .unwrap_or(CheckpointOn::Never),
             checkpoint_mode: read
-                .one_of(env::CHECKPOINT_MODE, "`become` or `exit`", &[("become", Mode::Become), ("exit", Mode::Exit)])?
-                .unwrap_or(Mode::Become),
+                .one_of(
+                    env::CHECKPOINT_MODE,
+                    "`become`, `exit` or `continue`",
+                    &[("become", Mode::Become), ("exit", Mode::Exit), ("continue", Mode::Continue)],
+                )?
+                // CRIU cannot restore into a living process.
+                .unwrap_or(if engine == EngineChoice::Criu { Mode::Continue } else { Mode::Become }),
             on_restore_failure: read
                 .one_of(
                     env::ON_RESTORE_FAILURE,
@@ -224,6 +236,16 @@ mod tests {
     }
 
     #[test]
+    fn a_service_under_criu_goes_on_when_it_takes_an_image_by_itself() {
+        let mode = |engine| {
+            let settings = resolve(&MainConfig { engine, ..MainConfig::default() }, &[]).unwrap();
+            (settings.engine, settings.checkpoint_mode)
+        };
+        assert_eq!(mode(Some("criu")), (EngineChoice::Criu, Mode::Continue));
+        assert_eq!(mode(None), (EngineChoice::Native, Mode::Become));
+    }
+
+    #[test]
     fn a_value_that_cannot_be_understood_is_named_with_its_variable() {
         for (variable, value) in [
             ("CRAC_NAME", "1234"),
@@ -235,7 +257,7 @@ mod tests {
             ("CRAC_WORKER_THREADS", "0"),
             ("CRAC_CONTROL", "yes"),
             ("CRAC_CHECKPOINT_ON", "after=soon"),
-            ("CRAC_CHECKPOINT_MODE", "continue"),
+            ("CRAC_CHECKPOINT_MODE", "rehearse"),
             ("CRAC_POLICY", "memfd = bless"),
         ] {
             let error = resolve(&MainConfig::default(), &[(variable, value)]).unwrap_err().to_string();

@@ -95,7 +95,8 @@ fn foreign() -> Result<()> {
         return if shell::is_ci() { Err(anyhow!("{FOREIGN} must be there in continuous integration")) } else { Ok(()) };
     }
     // `crac-sqlx` is left out: SQLite is C and would need a C compiler for the target.
-    let packages = ["crac-core", "crac-sys", "crac-audit", "crac-native", "crac-tokio", "crac-hyper", "crac-macros", "crac"];
+    let packages =
+        ["crac-core", "crac-sys", "crac-audit", "crac-criu", "crac-native", "crac-tokio", "crac-hyper", "crac-macros", "crac"];
     let mut command = shell::cargo(["check", "--target", FOREIGN]);
     command.args(packages.iter().flat_map(|package| ["--package", package]));
     shell::run(&mut command, DEADLINE)

@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod criu;
 mod demo;
 mod deny;
 mod fuzz;
@@ -24,6 +25,7 @@ usage: cargo xtask <task>
   tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, what the
                    documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
+  criu             find a CRIU that works here, or fetch one beside the build, and say where it is
   bench restore    time restore against cold start and against a program that does nothing but answer
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
   fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
@@ -45,6 +47,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["demo"] => demo::run(),
         ["bench", "restore"] => bench::restore(),
+        ["criu"] => criu::tell(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Drawn::Check),

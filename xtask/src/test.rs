@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{setup, shell, skips, workspace};
+use crate::{criu, setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -47,7 +47,8 @@ pub(crate) fn run() -> Result<()> {
         }
     };
     part("doctests".to_owned(), shell::run(&mut shell::cargo(["test", "--workspace", "--doc", "--quiet"]), DEADLINE));
-    part(format!("tests as {me}"), run_as(&me, &[], &[]));
+    let environment = criu::environment()?;
+    part(format!("tests as {me}"), run_as(&me, &[], &environment));
     match Nobody::new(&target) {
         Ok(nobody) => part("tests as nobody".to_owned(), run_as("nobody", &NEED_CARGO, &nobody.environment()?)),
         Err(reason) => skip("all tests as nobody", &format!("{reason:#}"))?,

@@ -4,12 +4,11 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
-    process::{Command, Stdio},
 };
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 
-use super::{Check, trial};
+use super::{Check, criu, trial};
 use crate::env;
 
 /// The oldest kernel that the project is tested with.
@@ -17,7 +16,7 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 
 /// Every check, in the order of the output; images would go into `dir`.
 pub(super) fn all(dir: &Path) -> Vec<Check> {
-    vec![
+    let mut checks = vec![
         Check::needed("system", system(), "run the service on x86_64 Linux; elsewhere only the sim engine, for tests, works"),
         Check::useful("kernel", kernel(), "the engine is tested with Linux 6.1 and later; see what the trial says"),
         Check::useful(
@@ -37,8 +36,9 @@ pub(super) fn all(dir: &Path) -> Vec<Check> {
         ),
         Check::useful("control-directory", control_directory(), "set CRAC_RUN_DIR to a directory of your own, mode 0700"),
         Check::useful("no-seccomp-filter", seccomp(), "restore under the same sandbox as the service was started in"),
-        Check::useful("criu", criu(), "nothing, unless the criu engine is wanted: install CRIU 4.2 or later"),
-    ]
+    ];
+    checks.extend(criu::all(dir));
+    checks
 }
 
 fn system() -> Result<String, String> {
@@ -172,14 +172,6 @@ fn seccomp() -> Result<String, String> {
         "2" => Err(format!("{} filter(s); {privileges}", field("Seccomp_filters:"))),
         other => Err(format!("mode {other}; {privileges}")),
     }
-}
-
-fn criu() -> Result<String, String> {
-    let mut command = Command::new("criu");
-    let output = command.arg("--version").stdin(Stdio::null()).output().map_err(|error| format!("criu: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said.lines().next().unwrap_or_default().trim().to_owned();
-    if output.status.success() { Ok(version) } else { Err(format!("criu --version: {}", output.status)) }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The proof: a process is saved by the engine, executes its image, and goes on.
+//! The proof: a process is saved by an engine and goes on: it executes its image, or CRIU restores it.
 
 use std::{
     io::Read,
@@ -8,13 +8,14 @@ use std::{
 };
 
 use crac_core::{CaptureRequest, Captured, Engine, EngineError, Host, ImageId, ImageMetadata, Mode, NoHost, Policy};
+use crac_criu::CriuEngine;
 use crac_native::NativeEngine;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::{exit::Exit, failure::Failure, output};
+use crate::{env, exit::Exit, failure::Failure, output};
 
 /// How long the process on trial may take.
 const TRIAL_MAX: Duration = Duration::from_secs(20);
@@ -26,13 +27,22 @@ const BACK: &str = "back";
 pub(crate) struct TrialArgs {
     /// Where the image goes; absolute.
     image: PathBuf,
+
+    /// Which CRIU saves it, rather than the native engine; another process restores it then.
+    #[arg(long)]
+    criu: Option<PathBuf>,
 }
 
 /// The process on trial.
 pub(crate) fn run(args: TrialArgs) -> Result<Exit, Failure> {
     let metadata = ImageMetadata::new("crac-doctor-trial", ImageId(NoHost.fresh_id()), 0, None);
     let policy = Policy::new();
-    match NativeEngine::new().capture(CaptureRequest::new(args.image, Mode::Become, metadata, &policy)) {
+    let request = |mode| CaptureRequest::new(args.image, mode, metadata, &policy);
+    let captured = match args.criu {
+        None => NativeEngine::new().capture(request(Mode::Become)),
+        Some(criu) => CriuEngine::new().with_program(criu).with_deadline(TRIAL_MAX).capture(request(Mode::Exit)),
+    };
+    match captured {
         Ok(Captured::Restored(life)) if life.generation == 1 => {
             output::line(BACK);
             Ok(Exit::Done)
@@ -48,20 +58,50 @@ pub(crate) fn run(args: TrialArgs) -> Result<Exit, Failure> {
 
 /// Starts a process that goes on trial with its image in `dir`, and tells how it went.
 pub(crate) fn hold(dir: &Path) -> Result<String, String> {
-    let name = format!(".crac-doctor-{}.crac", std::process::id());
-    let image = std::path::absolute(dir).map_err(|error| error.to_string())?.join(name);
+    let image = image_in(dir)?;
     let begun = Instant::now();
-    let said = watch(&image);
+    let said = command().and_then(|mut command| watch(command.arg("doctor-trial").arg(&image)));
     let took = begun.elapsed();
     // Where there is none, none was written.
     let _ = std::fs::remove_file(&image);
-    said.map(|()| format!("a process was saved and restored itself in {:.1} ms, start included", took.as_secs_f64() * 1e3))
+    let is_back = said?.starts_with(BACK.as_bytes());
+    let took_ms = took.as_secs_f64() * 1e3;
+    is_back
+        .then(|| format!("a process was saved and restored itself in {took_ms:.1} ms, start included"))
+        .ok_or_else(|| "the process ended without a word".to_owned())
 }
 
-fn watch(image: &Path) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| format!("this program cannot be found: {error}"))?;
-    let mut command = Command::new(program);
-    command.arg("doctor-trial").arg(image).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+/// The same with the CRIU at `criu`, in two steps.
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), expect(dead_code, reason = "there is no engine to try"))]
+pub(super) fn hold_criu(dir: &Path, criu: &Path) -> Result<String, String> {
+    let image = image_in(dir)?;
+    let [mut save, mut restore] = [command()?, command()?];
+    let begun = Instant::now();
+    let saved = watch(save.arg("doctor-trial").arg(&image).arg("--criu").arg(criu));
+    let saved_ms = begun.elapsed().as_secs_f64() * 1e3;
+    let begun = Instant::now();
+    let said = saved.and_then(|_| watch(restore.arg("restore").arg(&image).env(env::CRIU_PATH, criu)));
+    let restored_ms = begun.elapsed().as_secs_f64() * 1e3;
+    // Where there is none, none was written.
+    let _ = std::fs::remove_dir_all(&image);
+    let is_back = said?.starts_with(BACK.as_bytes());
+    is_back
+        .then(|| format!("a process was saved in {saved_ms:.1} ms and restored in {restored_ms:.1} ms"))
+        .ok_or_else(|| "the restored process ended without a word".to_owned())
+}
+
+fn image_in(dir: &Path) -> Result<PathBuf, String> {
+    let name = format!(".crac-doctor-{}.crac", std::process::id());
+    Ok(std::path::absolute(dir).map_err(|error| error.to_string())?.join(name))
+}
+
+fn command() -> Result<Command, String> {
+    std::env::current_exe().map(Command::new).map_err(|error| format!("this program cannot be found: {error}"))
+}
+
+/// What the command says until it ends well.
+fn watch(command: &mut Command) -> Result<Vec<u8>, String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("no process can be started: {error}"))?;
     let in_time = ends_in_time(&child);
     if !in_time {
@@ -75,8 +115,8 @@ fn watch(image: &Path) -> Result<(), String> {
     if !in_time {
         return Err(format!("the process was not back after {} s; {}", TRIAL_MAX.as_secs(), said.trim()));
     }
-    if output.status.success() && output.stdout.starts_with(BACK.as_bytes()) {
-        return Ok(());
+    if output.status.success() {
+        return Ok(output.stdout);
     }
     let said = said.trim().strip_prefix("crac: ").unwrap_or(said.trim()).to_owned();
     Err(format!("{said} ({})", output.status))

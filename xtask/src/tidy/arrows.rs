@@ -3,7 +3,7 @@
 //! ```text
 //! 2   crac   crac-cli                         compose, decide nothing
 //!       │       │
-//! 1   audit   tokio ◄─ hyper   sqlx   native  know level 0, not each other
+//! 1   audit   tokio ◄─ hyper   sqlx   native   criu   know level 0, not each other
 //!       │       │        │       │      │
 //! 0   crac-core   crac-sys                    know nothing of each other
 //! ```
@@ -12,7 +12,7 @@ use super::Problem;
 use crate::workspace::Package;
 
 /// Each crate of the workspace and those members it may depend on, in every dependency table.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("crac-core", &[]),
     ("crac-sys", &[]),
     ("crac-macros", &[]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("crac-hyper", &["crac-core", "crac-sys", "crac-tokio"]),
     ("crac-sqlx", &LEVEL_0),
     ("crac-native", &LEVEL_0),
+    ("crac-criu", &LEVEL_0),
     ("crac", &BELOW_2),
     ("crac-cli", &BELOW_2),
     ("crac-testing", &[]),
@@ -32,10 +33,10 @@ const ARROWS: [(&str, &[&str]); 15] = [
 
 const LEVEL_0: [&str; 2] = ["crac-core", "crac-sys"];
 
-const BELOW_2: [&str; 8] =
-    ["crac-core", "crac-sys", "crac-macros", "crac-audit", "crac-tokio", "crac-hyper", "crac-sqlx", "crac-native"];
+const BELOW_2: [&str; 9] =
+    ["crac-core", "crac-sys", "crac-macros", "crac-audit", "crac-tokio", "crac-hyper", "crac-sqlx", "crac-native", "crac-criu"];
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     "crac-core",
     "crac-sys",
     "crac-macros",
@@ -44,6 +45,7 @@ const ALL: [&str; 11] = [
     "crac-hyper",
     "crac-sqlx",
     "crac-native",
+    "crac-criu",
     "crac",
     "crac-cli",
     "crac-testing",
@@ -150,9 +152,9 @@ mod tests {
     fn a_crate_nobody_placed_and_a_place_without_a_crate_are_reported() {
         let mut packages = workspace(|_| {});
         packages.retain(|package| package.name != "crac-audit");
-        packages.push(Package { name: "crac-criu".to_owned(), ..Package::default() });
+        packages.push(Package { name: "crac-vm".to_owned(), ..Package::default() });
         let found = found(&packages);
-        assert!(found[0].starts_with("crac-criu: this crate has no level"), "{found:?}");
+        assert!(found[0].starts_with("crac-vm: this crate has no level"), "{found:?}");
         assert!(found[1].starts_with("crac-audit: has a level"), "{found:?}");
         assert_eq!(found.len(), 2);
     }

@@ -26,6 +26,8 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/tests/programs/", "use what the kernel offers and no crate does"),
     ("crac-native/tests/rounds/", "set children up before they execute"),
     ("crac-native/tests/kinds/", "makes descriptors that no crate offers, sets up children before they execute"),
+    ("crac-criu/src/capture.rs", "closes descriptors that a restored life has and nobody in it owns"),
+    ("tests/src/bin/odd_criu.rs", "takes the connection that it was started with, by its number"),
     ("crac-audit/tests/audit.rs", "traces a child"),
     ("crac-macros/tests/ui/pass/signature_is_kept.rs", "shows that an unsafe function stays unsafe"),
 ];

@@ -5,5 +5,5 @@ pub mod __private;
 #[allow(unused_imports)]
 use crac_macros::main;
 
-#[crac::main(flavor = "multi", engine = "criu", checkpoint_signal = "SIGKILL")]
+#[crac::main(flavor = "multi", engine = "blcr", checkpoint_signal = "SIGKILL")]
 async fn main() {}

@@ -1,0 +1,227 @@
+//! A CRIU that works here: the one that is installed, else Debian's newest, unpacked beside the build.
+//!
+//! Whether one works is found out by trial: `crac doctor` saves a process with it and restores it. `criu check` is not asked,
+//! because it is content with versions that cannot save a process with a socket.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{shell, test, workspace};
+
+/// Where a CRIU that works is, for the tests; see `crac_testing::criu`.
+const VARIABLE: &str = "CRAC_TEST_CRIU";
+
+/// Downloading and unpacking some ten megabytes.
+const DEADLINE: Duration = Duration::from_secs(5 * 60);
+
+/// Building the command.
+const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// The suite of Debian whose CRIU is new enough.
+const SUITE: &str = "sid";
+
+/// Finds or fetches a CRIU, and gives the environment in which tests use it. The `crac` command is built.
+///
+/// # Errors
+///
+/// There is none and nothing may be skipped here.
+pub(crate) fn environment() -> Result<Vec<(String, std::ffi::OsString)>> {
+    match set_up() {
+        Ok(path) => {
+            eprintln!("CRIU: {}", path.display());
+            Ok(vec![(VARIABLE.to_owned(), path.into_os_string())])
+        }
+        Err(reason) => {
+            test::skip("tests that need CRIU", &format!("{reason:#}"))?;
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Prints the path of a CRIU that works.
+///
+/// # Errors
+///
+/// There is none, or `crac` cannot be built.
+pub(crate) fn tell() -> Result<()> {
+    shell::run(&mut shell::cargo(["build", "--package", "crac-cli"]), BUILD_DEADLINE)?;
+    println!("{}", set_up()?.display());
+    Ok(())
+}
+
+/// The path of a CRIU that has saved and restored a process here.
+///
+/// # Errors
+///
+/// Why there is none.
+pub(crate) fn set_up() -> Result<PathBuf> {
+    let target = workspace::metadata()?.target_directory;
+    if shell::output(&mut shell::command("id", ["-u"]))?.trim() != "0" {
+        bail!("CRIU needs root");
+    }
+    let given = std::env::var_os("CRAC_CRIU_PATH").map(PathBuf::from);
+    let prefix = target.join("criu");
+    let wrapper = prefix.join("bin/criu");
+    let mut reasons = Vec::new();
+    for candidate in given.into_iter().chain(installed()).chain([wrapper.clone()]).filter(|path| path.is_file()) {
+        match try_out(&target, &candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(reason) => reasons.push(format!("{}: {reason:#}", candidate.display())),
+        }
+    }
+    let fetched = fetch(&prefix, &wrapper).and_then(|()| try_out(&target, &wrapper));
+    match fetched {
+        Ok(()) => Ok(wrapper),
+        Err(reason) => {
+            reasons.push(format!("Debian's: {reason:#}"));
+            bail!("no CRIU works here: {}", reasons.join("; "))
+        }
+    }
+}
+
+/// The CRIU on the search path.
+fn installed() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join("criu")).find(|path| path.is_file())
+}
+
+/// Saves and restores a process with the CRIU at `criu`.
+fn try_out(target: &Path, criu: &Path) -> Result<()> {
+    let directory = target.join("criu-trial");
+    fs::create_dir_all(&directory)?;
+    let mut command = std::process::Command::new(target.join("debug/crac"));
+    command.args(["doctor", "--json", "--dir"]).arg(&directory).env("CRAC_CRIU_PATH", criu);
+    // It fails where the native engine does not work, which is no matter here.
+    let said = command.output().context("cannot run `crac doctor`")?.stdout;
+    let said: serde_json::Value = serde_json::from_slice(&said).context("`crac doctor` said something strange")?;
+    verdict(&said)
+}
+
+/// What `crac doctor` says about CRIU.
+fn verdict(said: &serde_json::Value) -> Result<()> {
+    let checks = said["checks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let about = |id: &str| checks.iter().find(|check| check["id"] == id).with_context(|| format!("no check `{id}`"));
+    for id in ["criu", "criu-privileges", "criu-trial"] {
+        let check = about(id)?;
+        if check["found"] != true {
+            bail!("{}", check["detail"].as_str().unwrap_or("no reason"));
+        }
+    }
+    Ok(())
+}
+
+/// Downloads Debian's CRIU with the libraries it is built for, and unpacks them into `prefix`; nothing is installed. The state
+/// of the machine's own package manager is left alone.
+fn fetch(prefix: &Path, wrapper: &Path) -> Result<()> {
+    for program in ["apt-get", "dpkg"] {
+        if !shell::is_installed(program) {
+            bail!("there is no {program} to fetch it with");
+        }
+    }
+    let mirror = mirror().context("no mirror of Debian is configured in /etc/apt")?;
+    // What an earlier attempt has left may be half.
+    let _ = fs::remove_dir_all(prefix);
+    for directory in ["lists/partial", "cache/archives/partial", "state", "root", "bin"] {
+        fs::create_dir_all(prefix.join(directory))?;
+    }
+    fs::write(prefix.join("status"), "")?;
+    fs::write(prefix.join("sources.list"), format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n"))?;
+    let configuration = prefix.join("apt.conf");
+    fs::write(&configuration, apt_configuration(prefix))?;
+    let apt = |args: &[&str]| {
+        let mut command = shell::command("apt-get", ["--quiet", "--yes"]);
+        shell::run(command.args(args).env("APT_CONFIG", &configuration).env("DEBIAN_FRONTEND", "noninteractive"), DEADLINE)
+    };
+    apt(&["update"])?;
+    // Nothing counts as installed, so that this is everything it needs, down to the C library.
+    apt(&["install", "--download-only", "criu"])?;
+    let root = prefix.join("root");
+    for entry in fs::read_dir(prefix.join("cache/archives"))? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            let mut unpack = shell::command("dpkg", ["--extract"]);
+            if !shell::succeeds(unpack.arg(&package).arg(&root)) {
+                bail!("dpkg cannot unpack {}", package.display());
+            }
+        }
+    }
+    for directory in ["lists", "cache"] {
+        fs::remove_dir_all(prefix.join(directory))?;
+    }
+    fs::write(wrapper, wrapper_script(&root))?;
+    fs::set_permissions(wrapper, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Everything of apt's in `prefix`.
+fn apt_configuration(prefix: &Path) -> String {
+    let prefix = prefix.display();
+    format!(
+        "Dir::Etc::sourcelist \"{prefix}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\nDir::State \"{prefix}/state\";\n\
+         Dir::State::Lists \"{prefix}/lists\";\nDir::State::status \"{prefix}/status\";\nDir::Cache \"{prefix}/cache\";\n\
+         APT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
+    )
+}
+
+/// Starts CRIU with the loader and the libraries it came with.
+fn wrapper_script(root: &Path) -> String {
+    let root = root.display();
+    format!(
+        "#!/bin/sh\nexec '{root}/usr/lib64/ld-linux-x86-64.so.2' --library-path '{root}/usr/lib/x86_64-linux-gnu' \
+         '{root}/usr/sbin/criu' \"$@\"\n"
+    )
+}
+
+/// The first mirror that the machine is configured with.
+fn mirror() -> Option<String> {
+    let directory = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = directory.chain([PathBuf::from("/etc/apt/sources.list")]);
+    files.filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text))
+}
+
+/// The mirror of Debian in a list of sources, of either form.
+fn mirror_in(text: &str) -> Option<String> {
+    let addresses = text.lines().filter_map(|line| {
+        let line = line.trim();
+        let rest = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
+        rest.split_whitespace().find(|word| word.contains("://"))
+    });
+    addresses.map(|address| address.trim_end_matches('/')).find(|address| address.ends_with("/debian")).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_both_forms() {
+        let new = "Types: deb\n# URIs: http://old.example/debian\nURIs: http://mirror.example/debian\nSuites: bookworm\n";
+        assert_eq!(mirror_in(new).as_deref(), Some("http://mirror.example/debian"));
+        let old = "deb [signed-by=/x] https://mirror.example/debian/ bookworm main\n";
+        assert_eq!(mirror_in(old).as_deref(), Some("https://mirror.example/debian"));
+        assert_eq!(mirror_in("URIs: http://mirror.example/ubuntu\n"), None);
+        assert_eq!(mirror_in("#deb http://mirror.example/debian x main\n"), None);
+    }
+
+    #[test]
+    fn the_trial_decides_and_says_why() {
+        let said = |trial: bool| {
+            serde_json::json!({ "checks": [
+                { "id": "criu", "found": true, "detail": "" },
+                { "id": "criu-privileges", "found": true, "detail": "" },
+                { "id": "criu-trial", "found": trial, "detail": "it did not work" },
+            ] })
+        };
+        assert!(verdict(&said(true)).is_ok());
+        assert_eq!(verdict(&said(false)).unwrap_err().to_string(), "it did not work");
+        assert!(verdict(&serde_json::json!({})).is_err());
+    }
+}
