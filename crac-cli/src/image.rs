@@ -12,7 +12,7 @@ use std::{
 
 use crac_native::{
     Executable, Manifest,
-    image::{Image, ImageError},
+    image::{Image, ImageError, Library, Map, Rest, Sizes},
     restore::{Mismatch, Restore, Verdict},
 };
 use serde::Serialize;
@@ -96,10 +96,10 @@ pub(crate) enum Inspected {
 }
 
 impl Inspected {
-    /// For people.
-    pub(crate) fn print(&self) {
+    /// For people; with `maps` every mapping of a native image, too.
+    pub(crate) fn print(&self, maps: bool) {
         match self {
-            Self::Native(inspection) => inspection.print(),
+            Self::Native(inspection) => inspection.print(maps),
             Self::Criu(inspection) => inspection.print(),
         }
     }
@@ -132,6 +132,10 @@ pub(crate) struct Inspection {
     pub(crate) data_offset: u64,
     pub(crate) mappings: usize,
     pub(crate) guards: usize,
+    pub(crate) sizes: Sizes,
+    pub(crate) maps: Vec<Map>,
+    /// Programs and libraries whose code is in the image.
+    pub(crate) libraries: Vec<Library>,
     pub(crate) descriptors: Vec<Descriptor>,
     pub(crate) threads: Vec<Thread>,
     /// Files that have to be what they were.
@@ -210,6 +214,9 @@ fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reaso
         data_offset: image.data_offset(),
         mappings: image.mapping_count(),
         guards: image.guard_count(),
+        sizes: image.sizes(),
+        maps: image.maps(),
+        libraries: image.libraries(file).map_err(failed)?,
         descriptors: image.descriptors().map(|(number, what)| Descriptor { number, what }).collect(),
         threads: image.threads().map(|(tid, name)| Thread { tid, name }).collect(),
         files: image.files().map(str::to_owned).collect(),
@@ -219,8 +226,8 @@ fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reaso
 }
 
 impl Inspection {
-    /// For people.
-    fn print(&self) {
+    /// For people; with `maps` every mapping, too.
+    fn print(&self, maps: bool) {
         let manifest = &self.manifest;
         let field = |name: &str, value: &dyn std::fmt::Display| output::line(format_args!("{name:<14}{value}"));
         field("image", &self.file.display());
@@ -236,7 +243,18 @@ impl Inspection {
         field("kernel", &manifest.kernel);
         let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
         field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));
+        let sizes = [self.sizes.anonymous, self.sizes.files, self.sizes.referenced, self.sizes.zeros].map(output::mib);
         field("memory", &format_args!("{} mappings, {} guard regions", self.mappings, self.guards));
+        field("  embedded", &format_args!("{} of heap and stacks, {} of programs and files", sizes[0], sizes[1]));
+        field("  elsewhere", &format_args!("{} in files that are referred to, {} zeros", sizes[2], sizes[3]));
+        if maps {
+            self.maps.iter().for_each(|map| output::line(format_args!("  {}", line_of(map))));
+        }
+        field("libraries", &self.libraries.len());
+        for library in &self.libraries {
+            let (name, id) = (library.name.as_deref().unwrap_or("?"), library.build_id.as_deref().unwrap_or("-"));
+            output::line(format_args!("  {:<14x}{id:<42}{name}", library.start));
+        }
         field("threads", &self.threads.len());
         self.threads.iter().for_each(|thread| output::line(format_args!("  {:<12}{}", thread.tid, thread.name)));
         field("descriptors", &self.descriptors.len());
@@ -259,6 +277,15 @@ impl Inspection {
         let (file, data) = (self.file.display(), output::mib(self.data_bytes));
         format!("{file}: header, manifest, tables and {data} of page data are as they were written")
     }
+}
+
+fn line_of(map: &Map) -> String {
+    let backing = match &map.rest {
+        Rest::File { path, offset } => format!("{path} from {offset:#x}"),
+        _ => map.label.clone().unwrap_or_default(),
+    };
+    let line = format!("{:012x}-{:012x} {} {:>12} {backing}", map.start, map.end, map.protection, output::mib(map.embedded));
+    line.trim_end().to_owned()
 }
 
 /// Seconds since 1970 as date and time of day, UTC.

@@ -29,7 +29,7 @@ impl Fitting {
 pub(crate) enum Inspection {}
 
 impl Inspection {
-    pub(crate) fn print(&self) {
+    pub(crate) fn print(&self, _maps: bool) {
         match *self {}
     }
 

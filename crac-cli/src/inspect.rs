@@ -11,6 +11,10 @@ pub(crate) struct Args {
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
 
+    /// List every mapping: addresses, protection, how much of it is in the image. Always part of the JSON.
+    #[arg(long)]
+    maps: bool,
+
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
@@ -22,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     if args.json {
         output::json(&inspection);
     } else {
-        inspection.print();
+        inspection.print(args.maps);
     }
     Ok(Exit::Done)
 }

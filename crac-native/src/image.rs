@@ -4,12 +4,15 @@
 //! a value or an error), bounded (it looks at each byte a bounded number of times and allocates no more than the input), and
 //! accepts nothing that the stub would have to trust. [`verify`] also reads all page data.
 
+mod contents;
+
 use std::{
     fs::File,
     os::unix::fs::FileExt,
     time::{Duration, SystemTime},
 };
 
+pub use contents::{Library, Map, Rest, Sizes};
 use crac_core::ImageId;
 
 use crate::{

@@ -73,6 +73,39 @@ fn flipped_bytes_in_header_manifest_and_tables_are_refused() {
 }
 
 #[test]
+fn an_inspection_shows_maps_libraries_and_sizes() {
+    let taken = taken();
+    let found = &taken.inspected;
+    let list = |name: &str| found[name].as_array().unwrap_or_else(|| panic!("`{name}` is missing: {found}")).clone();
+    let maps = list("maps");
+    assert!(maps.windows(2).all(|pair| pair[0]["end"].as_u64() <= pair[1]["start"].as_u64()), "by address, apart");
+    let embedded: u64 = maps.iter().map(|map| map["embedded"].as_u64().unwrap()).sum();
+    assert_eq!(embedded, taken.number("data_bytes"));
+    assert_eq!(found["sizes"]["anonymous"].as_u64().unwrap() + found["sizes"]["files"].as_u64().unwrap(), embedded);
+    assert!(maps.iter().any(|map| map["label"] == "heap") && maps.iter().any(|map| map["label"] == "stack"), "{maps:?}");
+    assert!(maps.iter().any(|map| map["protection"] == "r-x"), "code is in the image: {maps:?}");
+    let libraries = list("libraries");
+    let named = |text: &str| libraries.iter().find(|library| library["name"].as_str().is_some_and(|name| name.contains(text)));
+    assert!(named("web-server").is_some(), "{libraries:?}");
+    let libc = named("libc.so").unwrap_or_else(|| panic!("the C library: {libraries:?}"));
+    assert!(libc["build_id"].as_str().is_some_and(|id| id.len() == 40), "{libc}");
+    assert!(list("threads").iter().any(|thread| thread["name"] == "crac-coord"));
+    assert!(!list("descriptors").is_empty());
+
+    let said = taken.lab.crac_ok(["inspect".as_ref(), "--maps".as_ref(), taken.image.as_os_str()]);
+    for part in ["libc.so", "heap", "stack", "r-x", "fits here     yes", "crac-coord"] {
+        assert!(said.contains(part), "`{part}` is missing in:\n{said}");
+    }
+    // The next generation has its code from the image, and knows as much about it.
+    let mut second = taken.lab.restore(&taken.image, &[]);
+    let image = taken.lab.file("second.crac");
+    taken.lab.crac_ok(["checkpoint".as_ref(), second.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
+    assert!(second.wait().success());
+    let said = taken.lab.crac_ok(["inspect".as_ref(), image.as_os_str()]);
+    assert!(said.contains("libc.so") && said.contains(libc["build_id"].as_str().unwrap()), "{said}");
+}
+
+#[test]
 fn flipped_page_data_is_found_by_verify() {
     let taken = taken();
     let at = taken.number("data_offset");

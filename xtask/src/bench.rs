@@ -1,5 +1,7 @@
 //! Restore against cold start and against the floor, in one run, in turn: no number stands alone.
 
+mod goes_on;
+
 use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +12,8 @@ use crate::{
     measure::{Runs, machine},
     workspace,
 };
+
+pub(crate) use goes_on::goes_on;
 
 /// Counted runs of each thing; `CRAC_BENCH_RUNS` chooses another number.
 const RUNS: usize = 20;
@@ -22,9 +26,8 @@ const WARM_MIB: [usize; 4] = [16, 256, 1024, 4096];
 pub(crate) fn restore() -> Result<()> {
     build_release()?;
     let floor = build_floor()?;
-    let runs =
-        std::env::var("CRAC_BENCH_RUNS").ok().map(|runs| runs.parse()).transpose().context("CRAC_BENCH_RUNS")?.unwrap_or(RUNS);
-    let sizes = sizes()?;
+    let runs = runs(RUNS)?;
+    let sizes = sizes(&WARM_MIB)?;
     println!("{}", machine());
     println!(
         "{runs} counted runs in turn after one warm-up each; page cache warm; release build; milliseconds from spawn to first 200"
@@ -65,10 +68,15 @@ pub(crate) fn restore() -> Result<()> {
     Ok(())
 }
 
+/// `CRAC_BENCH_RUNS=5` chooses another number of runs.
+fn runs(usual: usize) -> Result<usize> {
+    Ok(std::env::var("CRAC_BENCH_RUNS").ok().map(|runs| runs.parse()).transpose().context("CRAC_BENCH_RUNS")?.unwrap_or(usual))
+}
+
 /// `CRAC_BENCH_MIB=16,256` chooses other sizes.
-fn sizes() -> Result<Vec<usize>> {
+fn sizes(usual: &[usize]) -> Result<Vec<usize>> {
     match std::env::var("CRAC_BENCH_MIB") {
-        Err(_) => Ok(WARM_MIB.into()),
+        Err(_) => Ok(usual.into()),
         Ok(text) => text.split(',').map(|mib| mib.trim().parse().context("CRAC_BENCH_MIB")).collect(),
     }
 }

@@ -97,7 +97,14 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds the service and the command as a user would run them.
 pub(crate) fn build_release() -> Result<()> {
-    shell::run(&mut shell::cargo(["build", "--release", "--package", "crac-cli", "--package", "web-server"]), BUILD_DEADLINE)?;
+    build_release_of(&["crac-cli", "web-server"])
+}
+
+/// Builds the programs of `packages` as they are shipped, and has them used.
+pub(crate) fn build_release_of(packages: &[&str]) -> Result<()> {
+    let mut build = shell::cargo(["build", "--release", "--bins"]);
+    build.args(packages.iter().flat_map(|package| ["--package", package]));
+    shell::run(&mut build, BUILD_DEADLINE)?;
     take_from(&workspace::metadata()?.target_directory.join("release"));
     Ok(())
 }

@@ -27,6 +27,7 @@ usage: cargo xtask <task>
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
   bench restore    time restore against cold start and against a program that does nothing but answer
+  bench continue   time the pause of a service that goes on against a bare fork of it, and its requests meanwhile
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
   fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
@@ -48,6 +49,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(),
         ["bench", "restore"] => bench::restore(),
         ["criu"] => criu::tell(),
+        ["bench", "continue"] => bench::goes_on(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Drawn::Check),

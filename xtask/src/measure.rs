@@ -12,12 +12,27 @@ impl Runs {
         self.0.insert(at, run);
     }
 
+    /// Takes all of `other` in.
+    pub(crate) fn append(&mut self, other: Runs) {
+        self.0.extend(other.0);
+        self.0.sort_unstable();
+    }
+
     pub(crate) fn min(&self) -> Duration {
         self.0.first().copied().unwrap_or_default()
     }
 
     pub(crate) fn median(&self) -> Duration {
         self.0.get(self.0.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// What 99 of 100 runs do not exceed.
+    pub(crate) fn p99(&self) -> Duration {
+        self.0.get((self.0.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(crate) fn max(&self) -> Duration {
@@ -68,6 +83,7 @@ mod tests {
             runs.add(Duration::from_millis(run));
         }
         assert_eq!((runs.min().as_millis(), runs.median().as_millis(), runs.max().as_millis()), (1, 4, 9));
+        assert_eq!((runs.p99().as_millis(), runs.len()), (9, 5));
         assert_eq!(runs.to_string(), "     1.00      4.00      9.00");
     }
 }

@@ -28,6 +28,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/tests/kinds/", "makes descriptors that no crate offers, sets up children before they execute"),
     ("crac-criu/src/capture.rs", "closes descriptors that a restored life has and nobody in it owns"),
     ("tests/src/bin/odd_criu.rs", "takes the connection that it was started with, by its number"),
+    ("benches/src/bin/pause.rs", "forks, to have something to compare with"),
     ("crac-audit/tests/audit.rs", "traces a child"),
     ("crac-macros/tests/ui/pass/signature_is_kept.rs", "shows that an unsafe function stays unsafe"),
 ];
