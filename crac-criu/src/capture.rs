@@ -28,9 +28,10 @@ use crate::{
     CriuEngine,
     handover::Handover,
     holdings::Holdings,
-    image::{Draft, Manifest},
+    image::{Draft, Executable, Manifest},
     program::{Criu, CriuError},
     rpc::{CgroupMode, Kind, NetworkLock, Options, Request, Response},
+    wiped::Wiped,
     worker,
 };
 
@@ -63,6 +64,11 @@ pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Resu
         criu.version().map_err(failed)?;
         return Ok(Captured::Original(report(0, vec![stage("look", begun.elapsed())])));
     }
+    // Reading the program takes its time, which is not CRIU's.
+    Executable::own().map_err(|error| EngineError::Failed {
+        what: format!("cannot capture: reading the program's file: {error}"),
+        hint: "hint: mount /proc".into(),
+    })?;
     let draft = Draft::new(&request.image, request.metadata.image_id).map_err(|source| EngineError::Write {
         path: request.image.clone(),
         source,
@@ -98,15 +104,22 @@ fn dump(request: &CaptureRequest<'_>, holdings: Holdings, mut end: End) -> Resul
     })?;
     describe(request, &holdings, draft, version)?;
     let order = order(request, holdings, draft, is_exit)?;
+    let wiped = Wiped::look().map_err(|error| EngineError::Failed {
+        what: format!("cannot capture: reading /proc/self/smaps: {error}"),
+        hint: "hint: mount /proc".into(),
+    })?;
     let clocks =
         Clocks { wall: process::clock(REALTIME).unwrap_or_default(), monotonic: process::clock(MONOTONIC).unwrap_or_default() };
     end.ordered = Instant::now();
-    conversation.tell(&order).map_err(failed)?;
+    // A CRIU that has ended cannot be told; the tether says how it ended.
+    let _ = conversation.tell(&order);
 
     // The guard kills CRIU at the deadline, and tells so.
     let deadline = end.begun + end.deadline + PUBLISH_MAX;
     let heard = worker::readable(&[conversation.descriptor(), tether.descriptor()], deadline);
     if let Some(handover) = handed_over(&draft.handover) {
+        // First of all: another thread may draw from it.
+        wiped.wipe();
         end.leave_alone();
         return Ok(Captured::Restored(come_back(request, handover, &clocks)));
     }

@@ -192,7 +192,7 @@ impl Executable {
     }
 
     /// The program of this process, looked at once.
-    fn own() -> io::Result<&'static Self> {
+    pub(crate) fn own() -> io::Result<&'static Self> {
         static OWN: OnceLock<Executable> = OnceLock::new();
         if let Some(own) = OWN.get() {
             return Ok(own);

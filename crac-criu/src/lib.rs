@@ -40,6 +40,8 @@ pub mod restore;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rpc;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod wiped;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod worker;
 
 pub use engine::{CriuEngine, VERSION_MIN};

@@ -27,6 +27,8 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/tests/rounds/", "set children up before they execute"),
     ("crac-native/tests/kinds/", "makes descriptors that no crate offers, sets up children before they execute"),
     ("crac-criu/src/capture.rs", "closes descriptors that a restored life has and nobody in it owns"),
+    ("crac-criu/src/wiped.rs", "discards memory whose owners have asked for that in copies of the process"),
+    ("tests/src/bin/wiped.rs", "maps and marks a page"),
     ("tests/src/bin/odd_criu.rs", "takes the connection that it was started with, by its number"),
     ("benches/src/bin/pause.rs", "forks, to have something to compare with"),
     ("crac-audit/tests/audit.rs", "traces a child"),
