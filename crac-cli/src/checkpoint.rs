@@ -23,6 +23,7 @@ use crate::{
     failure::Failure,
     output,
     progress::Progress,
+    sealed::{self, Envelope},
     services::{self, Endpoint, Target, unanswered},
 };
 
@@ -48,6 +49,11 @@ pub(crate) struct Args {
     #[arg(long = "continue", conflicts_with = "becomes")]
     continues: bool,
 
+    /// Encrypt the image to this age recipient (`age1...`), several if given again. It is in memory until it is encrypted; default
+    /// name: NAME.crac.age.
+    #[arg(long, value_name = "RECIPIENT", conflicts_with = "becomes")]
+    encrypt_to: Vec<String>,
+
     /// How long all of it may take. The service has deadlines of its own, and what it has begun goes on.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration::parse)]
     timeout: Duration,
@@ -60,7 +66,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let deadline = Instant::now() + args.timeout;
     let (endpoint, before) = services::find(&args.target)?;
-    let image = args.image.unwrap_or_else(|| PathBuf::from(format!("{}.crac", before.name)));
+    let suffix = if args.encrypt_to.is_empty() { "crac" } else { "crac.age" };
+    let image = args.image.unwrap_or_else(|| PathBuf::from(format!("{}.{suffix}", before.name)));
     let image = std::path::absolute(&image).map_err(|error| {
         Failure::new(Exit::Failed, format!("cannot tell where {} is: {error}", image.display())).hint("give an absolute path")
     })?;
@@ -71,9 +78,22 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     };
     let process = open_process(endpoint.pid)?;
 
-    let request = ControlRequest::Checkpoint { mode, image: Some(image.clone()) };
+    let plain = match args.encrypt_to.as_slice() {
+        [] => None,
+        recipients => Some((Envelope::new(&image, recipients)?, in_memory()?)),
+    };
+    let written = plain.as_ref().map_or_else(|| image.clone(), |(_, plain)| sealed::path_of(plain));
+    let request = ControlRequest::Checkpoint { mode, image: Some(written) };
     let account = follow(&endpoint, &request, deadline)?;
-    let outcome = conclude(&endpoint, &before, mode, image, account);
+    let mut outcome = conclude(&endpoint, &before, mode, image, account);
+    if let (Some((envelope, plain)), Ending::Taken) = (plain, &outcome.ending) {
+        let sealed = envelope.seal(&plain).map_err(|error| {
+            let what = format!("cannot write the encrypted image {}: {error}", outcome.image.display());
+            Failure::new(Exit::Failed, what)
+                .hint("the plain one was in memory alone and is lost; start the service cold if it has ended")
+        })?;
+        outcome.bytes = Some(sealed);
+    }
     let outcome = match outcome.ending {
         Ending::Taken if mode == Mode::Exit => wait_for_end(&process, &endpoint, deadline).map(|()| outcome)?,
         Ending::Taken if mode == Mode::Become => wait_for_return(&process, &endpoint, &before, deadline, outcome)?,
@@ -85,6 +105,11 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         outcome.print();
     }
     Ok(outcome.ending.exit())
+}
+
+/// A file in memory for the image that is to be encrypted.
+fn in_memory() -> Result<std::fs::File, Failure> {
+    sealed::in_memory().map_err(|error| Failure::new(Exit::Failed, format!("cannot hold an image in memory: {error}")))
 }
 
 /// What a service said from the request to the end of the conversation.

@@ -8,6 +8,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use crac_native::{
@@ -17,7 +18,7 @@ use crac_native::{
 };
 use serde::Serialize;
 
-use crate::{exit::Exit, output};
+use crate::{demands::Demands, exit::Exit, output, sealed, signature};
 
 /// Why an image is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -71,20 +72,59 @@ impl Fitting {
     }
 }
 
-/// Opens the image at `path` if it fits this host, this user and, if given, the build of `program`.
+/// Opens the image at `path` if it meets the demands and fits this host, this user and, if given, the build of `program`.
 ///
 /// # Errors
 ///
 /// Every reason why not, the gravest first.
-pub(crate) fn open(path: &Path, program: Option<&Path>) -> Result<Fitting, Vec<Reason>> {
+pub(crate) fn open(path: &Path, program: Option<&Path>, demands: &Demands) -> Result<Fitting, Vec<Reason>> {
     if criu::is_image(path) {
+        if demands.are_for_native_images() {
+            let what = "signature, build, age and encryption are not known of images of CRIU".into();
+            return Err(vec![Reason { exit: Exit::Untrusted, what }]);
+        }
         return criu::open(path, program).map(|image| Fitting::Criu(Box::new(image)));
     }
     let program = program.map(Executable::of).transpose().map_err(|error| {
         vec![Reason { exit: Exit::StartCold, what: format!("cannot tell the build of the program: {error}") }]
     })?;
-    let opened = Restore::open(path, program.as_ref());
-    opened.map(|image| Fitting::Native(Box::new(image))).map_err(|mismatches| mismatches.into_iter().map(Reason::from).collect())
+    let file = open_plain(path, &demands.identities).map_err(|reason| match reason.exit {
+        Exit::Failed => vec![Reason { exit: Exit::StartCold, ..reason }],
+        _ => vec![reason],
+    })?;
+    // First: nothing of what is in the file is believed before.
+    check_signature(path, &file, demands).map_err(|reason| vec![reason])?;
+    let opened = Restore::open_file(path, file, program.as_ref());
+    let image = opened.map_err(|mismatches| mismatches.into_iter().map(Reason::from).collect::<Vec<_>>())?;
+    let age = SystemTime::now().duration_since(image.image().captured_at()).map_err(|error| error.duration());
+    let unmet = demands.unmet(&image.image().manifest().executable.build_id, age);
+    if !unmet.is_empty() {
+        return Err(unmet.into_iter().map(|what| Reason { exit: Exit::StartCold, what }).collect());
+    }
+    Ok(Fitting::Native(Box::new(image)))
+}
+
+/// Opens the image at `path`, an encrypted one decrypted in memory. Others must not have been able to write what is decrypted:
+/// anybody can encrypt to a recipient.
+///
+/// # Errors
+///
+/// If it cannot be opened, or not be decrypted.
+pub(crate) fn open_plain(path: &Path, identities: &[PathBuf]) -> Result<File, Reason> {
+    let file = open_file(path)?;
+    if !sealed::is_sealed(&file) {
+        return Ok(file);
+    }
+    if let Some(mismatch) = crac_native::restore::trust(&file).into_iter().next() {
+        return Err(mismatch.into());
+    }
+    sealed::open(&file, identities).map_err(|what| Reason { exit: Exit::Untrusted, what })
+}
+
+fn check_signature(path: &Path, file: &File, demands: &Demands) -> Result<(), Reason> {
+    let Some(key) = &demands.verify_key else { return Ok(()) };
+    let signature = demands.signature.clone().unwrap_or_else(|| signature::beside(path));
+    signature::verify(file, key, &signature).map_err(|what| Reason { exit: Exit::Untrusted, what })
 }
 
 /// What an image of either engine says about itself.
@@ -164,11 +204,11 @@ pub(crate) struct Thread {
 /// # Errors
 ///
 /// If it is none, or damaged.
-pub(crate) fn inspect(path: &Path) -> Result<Inspected, Reason> {
+pub(crate) fn inspect(path: &Path, identities: &[PathBuf]) -> Result<Inspected, Reason> {
     if criu::is_image(path) {
         return criu::inspect(path).map(|inspection| Inspected::Criu(Box::new(inspection)));
     }
-    let file = open_file(path)?;
+    let file = open_plain(path, identities)?;
     describe(path, &file, &Image::read(&file)?).map(|inspection| Inspected::Native(Box::new(inspection)))
 }
 
@@ -177,11 +217,12 @@ pub(crate) fn inspect(path: &Path) -> Result<Inspected, Reason> {
 /// # Errors
 ///
 /// If it is none, or damaged.
-pub(crate) fn verify(path: &Path) -> Result<Inspected, Reason> {
+pub(crate) fn verify(path: &Path, demands: &Demands) -> Result<Inspected, Reason> {
     if criu::is_image(path) {
-        return inspect(path);
+        return inspect(path, &[]);
     }
-    let file = open_file(path)?;
+    let file = open_plain(path, &demands.identities)?;
+    check_signature(path, &file, demands)?;
     let image = crac_native::image::verify(&file)?;
     describe(path, &file, &image).map(|inspection| Inspected::Native(Box::new(inspection)))
 }
@@ -200,7 +241,8 @@ fn open_file(path: &Path) -> Result<File, Reason> {
 
 fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reason> {
     let failed = |error: io::Error| Reason { exit: Exit::Failed, what: format!("cannot look at it: {error}") };
-    let reasons: Vec<Reason> = open(path, None).err().unwrap_or_default();
+    let opened = file.try_clone().map_err(failed).map(|file| Restore::open_file(path, file, None))?;
+    let reasons: Vec<Reason> = opened.err().unwrap_or_default().into_iter().map(Reason::from).collect();
     Ok(Inspection {
         file: path.to_owned(),
         image_id: image.id().to_string(),

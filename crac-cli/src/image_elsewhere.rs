@@ -1,10 +1,14 @@
 //! Twin of `image.rs` for systems and processors without the native engine: nothing fits.
 
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::OsString,
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
-use crate::exit::Exit;
+use crate::{demands::Demands, exit::Exit};
 
 /// Why an image is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,15 +42,19 @@ impl Inspection {
     }
 }
 
-pub(crate) fn open(_path: &Path, _program: Option<&Path>) -> Result<Fitting, Vec<Reason>> {
+pub(crate) fn open(_path: &Path, _program: Option<&Path>, _demands: &Demands) -> Result<Fitting, Vec<Reason>> {
     Err(vec![reason()])
 }
 
-pub(crate) fn inspect(_path: &Path) -> Result<Inspection, Reason> {
+pub(crate) fn inspect(_path: &Path, _identities: &[PathBuf]) -> Result<Inspection, Reason> {
     Err(reason())
 }
 
-pub(crate) fn verify(_path: &Path) -> Result<Inspection, Reason> {
+pub(crate) fn verify(_path: &Path, _demands: &Demands) -> Result<Inspection, Reason> {
+    Err(reason())
+}
+
+pub(crate) fn open_plain(_path: &Path, _identities: &[PathBuf]) -> Result<File, Reason> {
     Err(reason())
 }
 

@@ -15,13 +15,17 @@ pub(crate) struct Args {
     #[arg(long)]
     maps: bool,
 
+    /// A file with age identities to decrypt the image with.
+    #[arg(long = "identity", value_name = "FILE")]
+    identities: Vec<PathBuf>,
+
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
-    let inspection = image::inspect(&args.image)
+    let inspection = image::inspect(&args.image, &args.identities)
         .map_err(|reason| Failure::new(reason.exit, format!("cannot inspect {}: {}", args.image.display(), reason.what)))?;
     if args.json {
         output::json(&inspection);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  run, restore ──► image.rs: does it fit? ──► exec                          verify, inspect ──► image.rs
+//!  sign, keygen, --verify-key ──► signature.rs     --encrypt-to, --identity ──► sealed.rs
 //!  checkpoint, check, ps ──► services.rs: who? ──► conversation.rs: ask, follow        doctor ──► doctor/
 //! ```
 //!
@@ -10,6 +11,7 @@
 mod check;
 mod checkpoint;
 mod conversation;
+mod demands;
 mod doctor;
 mod duration;
 mod env;
@@ -21,12 +23,16 @@ mod image;
 #[path = "image_elsewhere.rs"]
 mod image;
 mod inspect;
+mod keygen;
 mod output;
 mod progress;
 mod ps;
 mod restore;
 mod run;
+mod sealed;
 mod services;
+mod sign;
+mod signature;
 mod verify;
 
 use std::process::ExitCode;
@@ -52,6 +58,8 @@ enum Verb {
     Ps(ps::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
+    Sign(sign::Args),
+    Keygen(keygen::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     DoctorTrial(doctor::TrialArgs),
@@ -78,6 +86,8 @@ fn act(verb: Verb) -> Result<Exit, Failure> {
         Verb::Ps(args) => ps::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Verify(args) => verify::run(&args),
+        Verb::Sign(args) => sign::run(&args),
+        Verb::Keygen(args) => keygen::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::DoctorTrial(args) => doctor::trial(args),
     }

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::{exit::Exit, failure::Failure, image};
+use crate::{demands::Demands, exit::Exit, failure::Failure, image};
 
 /// Become the service that was saved into an image, in the foreground. `./IMAGE -- ARGS...` does the same.
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub(crate) struct Args {
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     variables: Vec<(String, String)>,
 
+    #[command(flatten)]
+    demands: Demands,
+
     /// Arguments of the restored life.
     #[arg(last = true, value_name = "ARGS")]
     arguments: Vec<OsString>,
@@ -22,7 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let file = args.image.display();
-    let image = image::open(&args.image, None).map_err(|reasons| {
+    let image = image::open(&args.image, None, &args.demands).map_err(|reasons| {
         let exit = reasons.first().map_or(Exit::Bug, |gravest| gravest.exit);
         let what = reasons.iter().map(|reason| reason.what.as_str()).collect::<Vec<_>>().join("\n  ");
         let failure = Failure::new(exit, format!("cannot restore {file}:\n  {what}"));

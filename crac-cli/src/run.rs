@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    demands::Demands,
     duration, env,
     exit::Exit,
     failure::Failure,
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ready|after=DURATION|never", value_parser = checkpoint_on)]
     checkpoint_on: Option<String>,
 
+    #[command(flatten)]
+    demands: Demands,
+
     /// The program and its arguments; a restored life gets the same arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -43,7 +47,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let image = std::path::absolute(&image)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot tell where the image {} is: {error}", image.display())))?;
 
-    let reasons = match image::open(&image, Some(&program)) {
+    let reasons = match image::open(&image, Some(&program), &args.demands) {
         Ok(fitting) => {
             vec![fitting.exec(arguments.to_vec(), std::env::vars_os().collect())]
         }

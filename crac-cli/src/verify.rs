@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::{exit::Exit, failure::Failure, image, output};
+use crate::{demands::Demands, exit::Exit, failure::Failure, image, output};
 
 /// Check every byte of an image, page data too.
 #[derive(Debug, clap::Args)]
@@ -13,13 +13,31 @@ pub(crate) struct Args {
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
 
+    /// The image must be signed with the secret half of this Ed25519 public key (PEM).
+    #[arg(long, value_name = "FILE")]
+    verify_key: Option<PathBuf>,
+
+    /// Where the signature is. Default: the name of the image and `.sig`.
+    #[arg(long, value_name = "FILE", requires = "verify_key")]
+    signature: Option<PathBuf>,
+
+    /// A file with age identities to decrypt the image with.
+    #[arg(long = "identity", value_name = "FILE")]
+    identities: Vec<PathBuf>,
+
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
-    match image::verify(&args.image) {
+    let demands = Demands {
+        verify_key: args.verify_key.clone(),
+        signature: args.signature.clone(),
+        identities: args.identities.clone(),
+        ..Demands::default()
+    };
+    match image::verify(&args.image, &demands) {
         Ok(inspection) if args.json => output::json(&json!({ "whole": true, "image": inspection })),
         Ok(inspection) => output::line(inspection.verified()),
         Err(reason) => {

@@ -79,12 +79,22 @@ impl Restore {
     ///
     /// Every reason at once, the worst verdict first.
     pub fn open(path: &Path, program: Option<&Executable>) -> Result<Self, Vec<Mismatch>> {
-        let one = |verdict, what| vec![Mismatch { verdict, what }];
         let file = File::options()
             .read(true)
             .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
             .open(path)
-            .map_err(|error| one(Verdict::StartCold, format!("the image {} cannot be opened: {error}", path.display())))?;
+            .map_err(|error| format!("the image {} cannot be opened: {error}", path.display()))
+            .map_err(|what| vec![Mismatch { verdict: Verdict::StartCold, what }])?;
+        Self::open_file(path, file, program)
+    }
+
+    /// As [`open`](Self::open), of a file that is open already, for reading alone; `path` is what it is called.
+    ///
+    /// # Errors
+    ///
+    /// Every reason at once, the worst verdict first.
+    pub fn open_file(path: &Path, file: File, program: Option<&Executable>) -> Result<Self, Vec<Mismatch>> {
+        let one = |verdict, what| vec![Mismatch { verdict, what }];
         let mut mismatches = trust(&file);
         if !mismatches.is_empty() {
             return Err(mismatches);
@@ -135,8 +145,8 @@ impl Restore {
     }
 }
 
-/// Whether the file can be trusted to be what its owner made.
-fn trust(file: &File) -> Vec<Mismatch> {
+/// Whether the file can be trusted to be what its owner made: it belongs to this user or to root, and others may not write it.
+pub fn trust(file: &File) -> Vec<Mismatch> {
     let untrusted = |what: String| Mismatch { verdict: Verdict::Untrusted, what };
     let found = match file.metadata() {
         Ok(found) => found,

@@ -39,6 +39,8 @@ pub(crate) struct ImageFile {
     has_aside: bool,
     /// Whether the target has been replaced.
     published: bool,
+    /// Whether the target is a file in memory that somebody holds for us: it has no name to appear under.
+    held: bool,
     pub(crate) fault: Option<Fault>,
     /// Bytes of data written, without holes.
     pub(crate) written: u64,
@@ -61,6 +63,21 @@ impl ImageFile {
             .map_err(|_| error(io::ErrorKind::InvalidInput.into(), "give a path without a NUL"))?;
         let directory = fs::open(&parent, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(|errno| error(errno.into(), "create the directory first, or choose another with --image"))?;
+        if target.starts_with("/proc") {
+            let file =
+                held(target).map_err(|errno| error(errno.into(), "only a memfd of the same user can be written to there"))?;
+            return Ok(Self {
+                directory,
+                file: Some(file),
+                target: name,
+                aside: FixedText::new(),
+                has_aside: false,
+                published: false,
+                held: true,
+                fault,
+                written: 0,
+            });
+        }
         if fs::is_noexec(directory.as_fd()) {
             let source = Errno::new(libc::EACCES).into();
             return Err(error(source, "the filesystem is mounted noexec and an image is a program; choose another directory"));
@@ -72,6 +89,7 @@ impl ImageFile {
             aside: FixedText::new(),
             has_aside: false,
             published: false,
+            held: false,
             fault,
             written: 0,
         };
@@ -187,6 +205,9 @@ impl ImageFile {
     pub(crate) fn publish(&mut self) -> Result<(), Errno> {
         Fault::check(&mut self.fault, Point::Sync)?;
         fs::sync(self.fd())?;
+        if self.held {
+            return Ok(());
+        }
         Fault::check(&mut self.fault, Point::Link)?;
         if !self.has_aside {
             self.draw_aside()?;
@@ -225,7 +246,7 @@ impl ImageFile {
 
     /// Removes what a copy that failed may have left beside the target.
     pub(crate) fn clean_up(&mut self) {
-        self.has_aside = !self.aside.as_bytes().is_empty();
+        self.has_aside = !self.held && !self.aside.as_bytes().is_empty();
     }
 
     /// Takes back an image that was published and turned out not to work.
@@ -236,6 +257,16 @@ impl ImageFile {
             self.published = false;
         }
     }
+}
+
+/// Opens the memfd that another process of this user, or root, holds at `/proc/PID/fd/N`, and empties it.
+fn held(target: &Path) -> Result<OwnedFd, Errno> {
+    let path = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::new(libc::EINVAL))?;
+    let file = fs::open(&path, libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK, 0)?;
+    // Seals exist for files in memory alone.
+    fs::fcntl(file.as_raw_fd(), libc::F_GET_SEALS, 0)?;
+    fs::set_len(file.as_fd(), 0)?;
+    Ok(file)
 }
 
 impl Drop for ImageFile {
