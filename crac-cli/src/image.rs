@@ -267,6 +267,14 @@ fn describe(path: &Path, file: &File, image: &Image) -> Result<Inspection, Reaso
     })
 }
 
+/// What the monotonic clocks show in a life restored from an image, in words.
+fn clocks(clock: &str, downtime: &str) -> String {
+    match clock {
+        "none" => "those of the host".to_owned(),
+        clock => format!("go on from where they stood ({clock}); downtime {downtime}"),
+    }
+}
+
 impl Inspection {
     /// For people; with `maps` every mapping, too.
     fn print(&self, maps: bool) {
@@ -283,6 +291,7 @@ impl Inspection {
         field("arguments", &manifest.arguments.join(" "));
         field("captured", &format_args!("{}, on {}, process {}", utc(manifest.captured_s), manifest.host, manifest.pid));
         field("kernel", &manifest.kernel);
+        field("clocks", &clocks(&manifest.clock, &manifest.downtime));
         let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
         field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));
         let sizes = [self.sizes.anonymous, self.sizes.files, self.sizes.referenced, self.sizes.zeros].map(output::mib);

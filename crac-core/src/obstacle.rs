@@ -152,6 +152,10 @@ obstacle_kinds! {
         "release it before the checkpoint";
     ThreadSyscall = "thread-syscall", "A thread waits in a system call that cannot be resumed.",
         "stop the named thread in before_checkpoint";
+    ClockWait = "clock-wait", "A thread waits until a moment of a clock that will be another one, in a way that cannot be corrected.",
+        "let it wait through the C library or std, or choose `clock = \"timens\"` or `clock = \"none\"`";
+    Clock = "clock", "The clocks cannot be continued in this process as was asked for.",
+        "choose `clock = \"auto\"`, `clock = \"timens\"` or `clock = \"none\"`";
     WorkerStuck = "worker-stuck", "A tokio worker thread did not come to a stop: a task blocks it or never yields.",
         "move blocking work to spawn_blocking, yield in long loops, or raise the hold deadline";
     RuntimeForeign = "runtime-foreign", "A tokio runtime that crac does not hold runs in this process.",

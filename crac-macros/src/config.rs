@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) restore_deadline: Option<Duration>,
     pub(crate) control: Option<bool>,
     pub(crate) checkpoint_signal: Option<String>,
+    pub(crate) clock: Option<String>,
+    pub(crate) downtime: Option<String>,
 }
 
 /// tokio's runtime flavors.
@@ -86,6 +88,8 @@ impl Config {
             "restore_deadline" => self.restore_deadline = Some(value.duration()?),
             "control" => self.control = Some(value.switch()?),
             "checkpoint_signal" => self.checkpoint_signal = Some(value.one_of("signal", &SIGNALS)?),
+            "clock" => self.clock = Some(value.one_of("clock", &CLOCKS)?),
+            "downtime" => self.downtime = Some(value.one_of("downtime", &DOWNTIMES)?),
             other => unreachable!("`{other}` is in NAMES but not read"),
         }
         Ok(())
@@ -276,7 +280,7 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 16] = [
     "flavor",
     "worker_threads",
     "name",
@@ -291,9 +295,13 @@ const NAMES: [&str; 14] = [
     "restore_deadline",
     "control",
     "checkpoint_signal",
+    "clock",
+    "downtime",
 ];
 
 const ENGINES: [&str; 3] = ["native", "criu", "sim"];
+const CLOCKS: [&str; 4] = ["auto", "proxy", "timens", "none"];
+const DOWNTIMES: [&str; 2] = ["frozen", "elapsed"];
 
 /// Signals a service can afford to give away. Those with a meaning of their own - faults, job control, the uncatchable - are
 /// left alone.

@@ -86,6 +86,8 @@ fn fields(config: &Config) -> Vec<TokenStream> {
         ("engine", &config.engine),
         ("policy", &config.policy),
         ("checkpoint_signal", &config.checkpoint_signal),
+        ("clock", &config.clock),
+        ("downtime", &config.downtime),
     ];
     let deadlines = [
         ("hook_deadline", config.hook_deadline),

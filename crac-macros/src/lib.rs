@@ -44,6 +44,10 @@
 //!         pub control: Option<bool>,
 //!         /// One of SIGHUP, SIGINT, SIGPWR, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH; absent: no signal asks.
 //!         pub checkpoint_signal: Option<&'static str>,
+//!         /// "auto", "proxy", "timens" or "none".
+//!         pub clock: Option<&'static str>,
+//!         /// "frozen" or "elapsed".
+//!         pub downtime: Option<&'static str>,
 //!     }
 //!
 //!     /// Builds the runtime, attaches it, runs `body` as its root and gives back what it returned.
@@ -99,6 +103,8 @@ use proc_macro2::TokenStream;
 /// | `restore_deadline` ✱ | duration | the whole way up |
 /// | `control` ✱ | `true`, `false` | whether the control socket is served |
 /// | `checkpoint_signal` ✱ | `"SIGUSR2"` and the like | a signal that asks for a checkpoint; default: none |
+/// | `clock` ✱ | `"auto"` (default), `"proxy"`, `"timens"`, `"none"` | how the monotonic clocks go on in a restored life |
+/// | `downtime` ✱ | `"frozen"` (default), `"elapsed"` | what the time until the restore is to them |
 ///
 /// A duration is a whole number followed by `ms`, `s`, `m` or `h`: `"500ms"`, `"10s"`, `"2m"`.
 ///

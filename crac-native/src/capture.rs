@@ -10,6 +10,7 @@
 //! ```
 #![expect(unsafe_code, reason = "parks the calling thread")]
 
+mod clocks;
 mod look;
 mod write;
 
@@ -34,13 +35,14 @@ use crate::{
     facts::{self, Problem},
     fault::{Fault, Point},
     findings::ObstacleSink,
-    freeze::{self, FreezeError, Frozen, ThreadState},
+    freeze::{self, FreezeError, Frozen, ThreadState, Watch},
     layout::Header,
     madvise, manifest, resumed,
     stub::Stub,
     tables::Memory,
     writer::ImageFile,
 };
+use clocks::ClockPlan;
 use look::Seen;
 
 /// Where the restored life finds the stub and what it leaves: the address of the image's header. Set before the memory is
@@ -61,7 +63,8 @@ pub(crate) fn capture<B: Send + 'static>(
         what: "the restorer stub built into this program is not of the expected form".into(),
         hint: "hint: this is a bug in crac-native's build script".into(),
     })?;
-    let (manifest, program) = manifest::prepare(request)?;
+    let clock = ClockPlan::make(options);
+    let (manifest, program) = manifest::prepare(request, clock.kind, options.downtime)?;
     let image = match request.mode {
         Mode::Rehearse => None,
         _ => Some(ImageFile::create(&request.image, options.nameless, options.fault)?),
@@ -87,6 +90,7 @@ pub(crate) fn capture<B: Send + 'static>(
         own: &own,
         vdso,
         loader,
+        clock,
         is_interposed: madvise::is_interposed(),
         obstacles: ObstacleSink::new(&arena),
         resume: Resume::default(),
@@ -154,6 +158,7 @@ struct Work<'a, 'r> {
     vdso: &'static [u8],
     /// Addresses of the dynamic loader's code.
     loader: Range<usize>,
+    clock: ClockPlan,
     /// Whether `madvise` is ours in this program; the answer takes the loader's lock.
     is_interposed: bool,
     obstacles: ObstacleSink<'a>,
@@ -208,7 +213,10 @@ impl<'a> Work<'a, '_> {
         let deadline = self.options.freeze_deadline;
         let vdso = self.vdso.as_ptr_range();
         let avoided = [vdso.start.addr()..vdso.end.addr(), self.loader.clone()];
-        let frozen = match Frozen::all(self.arena, avoided, deadline, &mut self.obstacles) {
+        let layer = self.clock.layer;
+        let covers = |ip| layer.is_some_and(|layer| layer.covers(ip));
+        let watch = if layer.is_some() { Watch::AbsoluteWaits(&covers) } else { Watch::Nothing };
+        let frozen = match Frozen::all(self.arena, avoided, watch, deadline, &mut self.obstacles) {
             Ok(frozen) => frozen,
             Err(FreezeError::Unstoppable) => return Err(Stop::Refused),
             Err(FreezeError::System(what, errno)) => return Err(Stop::System((what, errno))),

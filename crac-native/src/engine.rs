@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::clock::{Clock, Downtime};
 use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
 
 /// Saves this process from inside: no privileges, no helper, nothing to install.
@@ -27,6 +28,8 @@ pub struct NativeEngine {
 #[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), expect(dead_code, reason = "settings of another target"))]
 pub(crate) struct Options {
     pub(crate) freeze_deadline: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) downtime: Downtime,
     pub(crate) pagemap_scan: bool,
     pub(crate) kcmp: bool,
     pub(crate) duplicate_query: bool,
@@ -45,6 +48,8 @@ impl NativeEngine {
         Self {
             options: Options {
                 freeze_deadline: Duration::from_secs(2),
+                clock: Clock::default(),
+                downtime: Downtime::default(),
                 pagemap_scan: true,
                 kcmp: true,
                 duplicate_query: true,
@@ -60,6 +65,21 @@ impl NativeEngine {
     #[must_use]
     pub fn with_freeze_deadline(mut self, deadline: Duration) -> Self {
         self.options.freeze_deadline = deadline;
+        self
+    }
+
+    /// How the monotonic clocks go on in a restored life, [`Clock::Auto`] if not set.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.options.clock = clock;
+        self
+    }
+
+    /// What the time between checkpoint and restore is to the monotonic clocks, [`Downtime::Frozen`] if not set. Without a meaning
+    /// for [`Clock::None`].
+    #[must_use]
+    pub fn with_downtime(mut self, downtime: Downtime) -> Self {
+        self.options.downtime = downtime;
         self
     }
 

@@ -199,6 +199,11 @@ pub(crate) fn threads(arena: &Arena, threads: &[Parked], filters: u32, obstacles
             let subject = format_args!("thread {} ({name}) holds a robust mutex", thread.tid);
             obstacles.push_owned(ObstacleKind::ThreadLock, subject, owner);
         }
+        if let Some(call) = thread.wait {
+            let subject =
+                format_args!("thread {} ({name}) waits by a system call of its own, {call}, until a moment", thread.tid);
+            obstacles.push_owned(ObstacleKind::ClockWait, subject, owner);
+        }
         let mut path = FixedText::<64>::new();
         let _ = write!(path, "/proc/self/task/{}/status\0", thread.tid);
         let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();

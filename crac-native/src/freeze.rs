@@ -20,7 +20,7 @@ mod handler;
 mod state;
 
 use std::{
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
     ptr,
     sync::atomic::{
         AtomicI32, AtomicU32, AtomicU64, AtomicUsize,
@@ -38,6 +38,7 @@ use crac_sys::{
 use crate::{
     arch::{self, Resume},
     arena::{Arena, ArenaVec, Zeroable},
+    clock::waits::Call,
     findings::ObstacleSink,
 };
 pub(crate) use state::ThreadState;
@@ -78,7 +79,42 @@ struct Slot {
     state: AtomicU32,
     resume: UnsafeCell<Resume>,
     noted: UnsafeCell<ThreadState>,
+    /// Where the system call ends that the thread was in when it was looked at, and its stack pointer then: see [`Watch`].
+    observed: [AtomicU64; 2],
+    /// Whether a thread interrupted in another call is to be looked at again.
+    watched: AtomicU32,
+    /// The thread's answer: it was stopped in that call.
+    in_call: AtomicU32,
+    /// The capturing thread's own: what the call is, if it is one to know of.
+    wait: Cell<Option<&'static str>>,
 }
+
+impl Slot {
+    /// Looks at what the thread is doing, before it is signalled.
+    fn look(&self, watch: Watch<'_>) {
+        let Watch::AbsoluteWaits(is_covered) = watch else {
+            self.watched.store(0, Relaxed);
+            return;
+        };
+        let call = Call::of(self.tid).unwrap_or_default();
+        self.wait.set(call.absolute_wait().filter(|_| !is_covered(call.ip)));
+        self.observed[0].store(call.ip, Relaxed);
+        self.observed[1].store(call.sp, Relaxed);
+        self.watched.store(self.watched.load(Relaxed).saturating_sub(1), Relaxed);
+    }
+}
+
+/// Which system calls the capturing thread wants to know of.
+#[derive(Clone, Copy)]
+pub(crate) enum Watch<'w> {
+    /// None.
+    Nothing,
+    /// Waits until a moment of a clock that may be shifted, but for those that end at an address which is covered.
+    AbsoluteWaits(&'w dyn Fn(u64) -> bool),
+}
+
+/// How often a thread is looked at again that was interrupted in another system call than it was seen in.
+const LOOKS_MAX: u32 = 16;
 
 /// A stopped thread.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +122,8 @@ pub(crate) struct Parked {
     pub(crate) tid: i32,
     pub(crate) resume: Resume,
     pub(crate) state: ThreadState,
+    /// The absolute wait it was stopped in, if such were watched for.
+    pub(crate) wait: Option<&'static str>,
 }
 
 const SIGNALLED: u32 = 0;
@@ -128,10 +166,11 @@ impl<'a> Frozen<'a> {
     ///
     /// The caller has blocked all signals. In the code at `avoided` no thread is stopped, but asked again until it is elsewhere:
     /// in the vdso it would go on in another life half through a computation with this life's clock data, and in the dynamic
-    /// loader it holds locks that know their owner by its thread id.
+    /// loader it holds locks that know their owner by its thread id. The same goes for the clock's shim (`clock::shim`).
     pub(crate) fn all(
         arena: &'a Arena,
         avoided: [std::ops::Range<usize>; 2],
+        watch: Watch<'_>,
         deadline: Duration,
         obstacles: &mut ObstacleSink<'a>,
     ) -> Result<Self, FreezeError> {
@@ -165,7 +204,7 @@ impl<'a> Frozen<'a> {
         // this program; the restorer issues rt_sigreturn.
         unsafe { signal::set_action(FREEZE_SIGNAL, &ours) }.map_err(system("installing the freeze handler"))?;
         let mut frozen = Self { threads: ArenaVec::new(arena), previous, since: crate::facts::now(), stray: already };
-        frozen.stop(arena, cookie, room, deadline, obstacles)?;
+        frozen.stop(arena, cookie, room, watch, deadline, obstacles)?;
         EXPECTED.store(frozen.threads.len() as u32, Relaxed);
         Ok(frozen)
     }
@@ -181,6 +220,7 @@ impl<'a> Frozen<'a> {
         arena: &'a Arena,
         cookie: u64,
         room: *mut SlotRoom,
+        watch: Watch<'_>,
         deadline: Duration,
         obstacles: &mut ObstacleSink<'a>,
     ) -> Result<(), FreezeError> {
@@ -229,6 +269,10 @@ impl<'a> Frozen<'a> {
                                 state: AtomicU32::new(SIGNALLED),
                                 resume: UnsafeCell::default(),
                                 noted: UnsafeCell::default(),
+                                observed: [AtomicU64::new(0), AtomicU64::new(0)],
+                                watched: AtomicU32::new(LOOKS_MAX),
+                                in_call: AtomicU32::new(0),
+                                wait: Cell::new(None),
                             };
                             // SAFETY: the place lies in the mapping, is aligned, and was not handed out before.
                             unsafe { place.write(slot) };
@@ -241,6 +285,7 @@ impl<'a> Frozen<'a> {
                     };
                     all_parked = false;
                     if again {
+                        slot.look(watch);
                         slot.state.store(SIGNALLED, SeqCst);
                         let at = (ptr::from_ref(slot).addr() - room.addr()) / size_of::<SlotRoom>();
                         let value = cookie << SLOT_BITS | at as u64;
@@ -278,7 +323,8 @@ impl<'a> Frozen<'a> {
             let resume = unsafe { slot.resume.get().read() };
             // SAFETY: as above.
             let state = unsafe { slot.noted.get().read() };
-            self.threads.push(Parked { tid: slot.tid, resume, state }).map_err(system("noting a thread"))?;
+            let wait = slot.wait.get().filter(|_| slot.in_call.load(SeqCst) != 0);
+            self.threads.push(Parked { tid: slot.tid, resume, state, wait }).map_err(system("noting a thread"))?;
         }
         // A tid that was reused while its first owner's signal was still queued has been met twice, parked once.
         self.stray |= met.iter().any(|slot| slot.state.load(Acquire) == SIGNALLED);

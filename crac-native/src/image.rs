@@ -19,9 +19,9 @@ use crate::{
     descriptors,
     layout::{
         ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, PAGE, RangeRecord, RunRecord,
-        STAGING_BYTES, Section, Text, ThreadRecord, VERSION,
+        STAGING_BYTES, Section, Text, ThreadRecord, VERSION, clock,
         descriptors::{DescriptorRecord, sound},
-        run,
+        downtime, run,
         xxh64::{Xxh64, xxh64},
     },
     manifest::Manifest,
@@ -305,6 +305,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     ensure(ranges_fit(&mut mappings.iter().map(|mapping| (mapping.start, mapping.end))), "the mappings' addresses")?;
     ensure(ranges_fit(&mut runs.iter().map(|run| (run.start, run.end))), "the runs' addresses")?;
     ensure(ranges_fit(&mut guards.iter().map(|guard| (guard.start, guard.end))), "the guards' addresses")?;
+    ensure(header.clock <= clock::TIME_NAMESPACE && header.downtime <= downtime::ELAPSED, "the clocks")?;
     ensure(free(header.vdso.start, header.vdso.start.saturating_add(vdso_bytes.unwrap_or(0))), "the vdso's place")?;
     for mapping in &mappings {
         let anonymous = mapping.flags & libc::MAP_ANONYMOUS as u32 != 0;

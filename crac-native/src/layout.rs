@@ -121,9 +121,15 @@ pub struct Header {
     pub parent: [u8; 16],
     /// Generation of the captured life.
     pub generation: u64,
+    /// What the service saw on its clocks: the kernel's, or shifted ones.
     pub captured_realtime_ns: u64,
     pub captured_monotonic_ns: u64,
     pub captured_boottime_ns: u64,
+    pub captured_raw_ns: u64,
+    /// One of [`clock`].
+    pub clock: u32,
+    /// One of [`downtime`].
+    pub downtime: u32,
 
     pub page_size: u32,
     /// Version of the kernel, `major << 16 | minor`.
@@ -156,8 +162,26 @@ pub struct Header {
     /// What the descriptor records refer to.
     pub descriptor_blob: Section,
 }
-const _: () = assert!(size_of::<Header>() == 664 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 680 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
+
+/// [`Header::clock`].
+pub mod clock {
+    /// The host's clocks.
+    pub const HOST: u32 = 0;
+    /// A copy of the vdso, which is page data, adds offsets; the real one lies elsewhere.
+    pub const PROXY: u32 = 1;
+    /// A time namespace made by the stub.
+    pub const TIME_NAMESPACE: u32 = 2;
+}
+
+/// [`Header::downtime`].
+pub mod downtime {
+    /// The time between capture and restore did not happen.
+    pub const FROZEN: u32 = 0;
+    /// It has passed.
+    pub const ELAPSED: u32 = 1;
+}
 
 /// Which processor features the captured code may rely on: it chose its functions by them, and the signal frames of the
 /// stopped threads hold the register state of exactly these.
@@ -178,7 +202,7 @@ const _: () = assert!(size_of::<CpuRecord>() == 48 && align_of::<CpuRecord>() ==
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VdsoRecord {
-    /// Where the first of them starts.
+    /// Where the first of them starts in the restored life.
     pub start: u64,
     /// Bytes of each, in order; unused entries are zero and stand in front.
     pub bytes: [u64; 4],

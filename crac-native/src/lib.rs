@@ -23,8 +23,9 @@
 //! * The crate is linked into the executable itself: it defines the symbol `madvise`, through which allocators give memory
 //!   back. See the obstacle [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw).
 //! * An image is restored by the user it was captured as, with at least the same capabilities, on the same build of the kernel,
-//!   on a processor with the same features, while the monotonic clock has not gone backwards. Everything else is refused before
-//!   anything is touched, with an exit status that says so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
+//!   on a processor with the same features. Everything else is refused before anything is touched, with an exit status that says
+//!   so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
+//! * The monotonic clocks go on from where they stood, on a host with any uptime, as [`Clock`] and [`Downtime`] say.
 //! * The image belongs to that user or to root and nobody else may write to it. It holds the memory of the service: treat it as
 //!   a secret.
 //!
@@ -37,6 +38,7 @@
 //! `MADV_WIPEONFORK` memory comes back empty, as after a fork. CPU affinity, scheduling classes and resource limits are those
 //! of whoever runs the image.
 
+mod clock;
 mod engine;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -87,6 +89,7 @@ mod text;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod writer;
 
+pub use clock::{Clock, Downtime, UnknownSetting};
 pub use engine::NativeEngine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use fault::NotAFault;
@@ -94,3 +97,27 @@ pub use fault::NotAFault;
 pub use layout::{EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, EXIT_UNTRUSTED};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use manifest::{Executable, Manifest};
+
+/// Prepares this process for clocks that go on in another life ([`Clock::Proxy`]), as its first capture would, and says how many
+/// places in the C library lead through the shim now.
+///
+/// # Errors
+///
+/// Why this C library, kernel or sandbox cannot do it.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub fn prepare_clocks() -> Result<usize, String> {
+    let layer = clock::layer::prepare(std::time::Duration::from_secs(2))?;
+    Ok(layer.sites())
+}
+
+/// Shifts the monotonic clocks of this process by `by_s` seconds, though not below one second, as a restore on another host does.
+/// For tests: what would misfire there misfires at once. Call it while no other thread waits for a moment, best as the first thing
+/// in `main`.
+///
+/// # Errors
+///
+/// As [`prepare_clocks`], and when they are shifted already.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub fn shift_clocks(by_s: i64) -> Result<(), String> {
+    clock::layer::shift(by_s, std::time::Duration::from_secs(2))
+}

@@ -12,7 +12,10 @@ use std::{
 use crac_core::{CaptureRequest, EngineError, ImageMetadata};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::xxh64::Xxh64;
+use crate::{
+    clock::{Clock, Downtime},
+    layout::xxh64::Xxh64,
+};
 
 /// The manifest of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,10 @@ pub struct Manifest {
     pub arguments: Vec<String>,
     /// Version of crac-native that wrote the image.
     pub crac: String,
+    /// How the monotonic clocks go on: a [`Clock`](crate::Clock) other than `auto`.
+    pub clock: String,
+    /// What the time until the restore is to them: a [`Downtime`](crate::Downtime).
+    pub downtime: String,
 }
 
 /// A program file, as it was when it started.
@@ -91,7 +98,11 @@ impl Executable {
 }
 
 /// The manifest's bytes and the program's path, made before anything is stopped.
-pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<(Vec<u8>, &'static [u8]), EngineError> {
+pub(crate) fn prepare(
+    request: &CaptureRequest<'_>,
+    clock: Clock,
+    downtime: Downtime,
+) -> Result<(Vec<u8>, &'static [u8]), EngineError> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| EngineError::Failed {
             what: format!("cannot capture: {what}: {error}"),
@@ -114,6 +125,8 @@ pub(crate) fn prepare(request: &CaptureRequest<'_>) -> Result<(Vec<u8>, &'static
             .map(|argument| OsString::from_vec(argument.to_vec()).to_string_lossy().into_owned())
             .collect(),
         crac: env!("CARGO_PKG_VERSION").to_owned(),
+        clock: clock.to_string(),
+        downtime: downtime.to_string(),
     };
     let manifest = serde_json::to_vec(&manifest).map_err(|error| EngineError::Failed {
         what: format!("cannot describe the image: {error}"),

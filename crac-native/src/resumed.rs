@@ -8,8 +8,12 @@ use crac_sys::{mem, process, signal};
 
 use crate::{
     capture::HEADER_AT,
+    clock::{
+        offset::{self, Offset, Readings},
+        shim,
+    },
     freeze,
-    layout::{Handover, Header, RunRecord, Section, Step},
+    layout::{Handover, Header, RunRecord, Section, Step, clock, downtime},
     madvise,
 };
 
@@ -22,6 +26,7 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, s
     let header = ptr::with_exposed_provenance::<Header>(header_at as usize);
     // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
     let header = unsafe { header.read() };
+    let asleep_monotonic = continue_clocks(&header, header.handover_at);
     freeze::wait_for_arrivals();
     // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
@@ -37,7 +42,7 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, s
         eprintln!("crac: cannot restore: the mappings of this process cannot be read: {errno}");
         process::exit_group(crate::layout::EXIT_FAILED);
     }
-    let restoration = describe(&header, request);
+    let restoration = describe(&header, asleep_monotonic, request);
     let zone = (header.zone_start as usize, (header.zone_end - header.zone_start) as usize);
     // SAFETY: every thread has left the stub, and what it left has been copied.
     let unmapped = unsafe { mem::unmap(zone.0, zone.1) };
@@ -45,7 +50,36 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, s
     restoration
 }
 
-fn describe(header: &Header, request: &CaptureRequest<'_>) -> Restoration {
+/// Sets the offsets of the clocks, before any thread reads one. Returns how far the service's monotonic clock has moved.
+fn continue_clocks(header: &Header, handover_at: u64) -> Duration {
+    let handover = ptr::with_exposed_provenance::<Handover>(handover_at as usize);
+    // SAFETY: the stub has written the record there.
+    let handover = unsafe { handover.read() };
+    let passed_ns = match header.downtime {
+        downtime::ELAPSED => handover.realtime_ns.saturating_sub(header.captured_realtime_ns),
+        _ => 0,
+    };
+    match header.clock {
+        clock::PROXY => {
+            let stood = Readings {
+                monotonic_ns: header.captured_monotonic_ns,
+                raw_ns: header.captured_raw_ns,
+                boottime_ns: header.captured_boottime_ns,
+            };
+            // From the stub's entry on: the timers it has armed since must not be due before their moment.
+            let now = shim::kernel().earlier(handover.monotonic_ns);
+            shim::set_offsets(offset::offsets(stood, now, passed_ns));
+            Duration::from_nanos(passed_ns)
+        }
+        clock::TIME_NAMESPACE => {
+            shim::set_offsets([Offset::default(); 3]);
+            Duration::from_nanos(passed_ns)
+        }
+        _ => Duration::from_nanos(handover.monotonic_ns.saturating_sub(header.captured_monotonic_ns)),
+    }
+}
+
+fn describe(header: &Header, asleep_monotonic: Duration, request: &CaptureRequest<'_>) -> Restoration {
     let handover_at = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
     // SAFETY: the stub has written the record there.
     let handover = unsafe { handover_at.read() };
@@ -74,7 +108,7 @@ fn describe(header: &Header, request: &CaptureRequest<'_>) -> Restoration {
     restoration.args = if args.len() > 1 { args } else { Vec::new() };
     restoration.env = env;
     restoration.asleep_wall = Duration::from_nanos(handover.realtime_ns.saturating_sub(header.captured_realtime_ns));
-    restoration.asleep_monotonic = Duration::from_nanos(handover.monotonic_ns.saturating_sub(header.captured_monotonic_ns));
+    restoration.asleep_monotonic = asleep_monotonic;
     let mut before = handover.monotonic_ns;
     for step in Step::ALL {
         let at = handover.steps_ns.get(*step as usize).copied().unwrap_or(0);

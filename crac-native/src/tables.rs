@@ -29,6 +29,8 @@ pub(crate) struct Memory<'a> {
     pub(crate) files: ArenaVec<'a, FileRecord>,
     pub(crate) text: ArenaVec<'a, u8>,
     pub(crate) vdso: VdsoRecord,
+    /// Page data that is not in memory: where it belongs, and the bytes. A copy of the vdso, for its place in another life.
+    pub(crate) stand_in: Option<(u64, &'a mut [u8])>,
 }
 
 /// Gaps between runs that are filled with zeros rather than mapped apart.
@@ -45,6 +47,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) image: Option<BackingFile>,
     /// `MAP_STACK` keeps huge pages away (Linux 6.7).
     pub(crate) stack_flag: bool,
+    /// The vdso, if a copy is to take its place.
+    pub(crate) stand_in: Option<&'a [u8]>,
 }
 
 impl<'a> Memory<'a> {
@@ -76,6 +80,7 @@ impl<'a> Memory<'a> {
             files: ArenaVec::new(arena),
             text: ArenaVec::new(arena),
             vdso: vdso(sources.entries),
+            stand_in: None,
         };
         let mut objects = ArenaVec::new(arena);
         for entry in sources.entries.iter().filter(|entry| entry.mapping.execute && entry.mapping.inode != 0) {
@@ -95,7 +100,18 @@ impl<'a> Memory<'a> {
             let (start, end) = (mapping.start as usize, mapping.end as usize);
             let mut file = None;
             match class {
-                Class::Kernel => continue,
+                Class::Kernel => {
+                    if let (MappingName::Vdso, Some(code)) = (mapping.name(), sources.stand_in) {
+                        let copy = arena.zeroed::<u8>(code.len())?;
+                        copy.copy_from_slice(code);
+                        memory.stand_in = Some((mapping.start, copy));
+                        let protection = plan::protection(entry);
+                        let run = RunRecord { start: mapping.start, end: mapping.end, protection, ..RunRecord::default() };
+                        memory.runs.push(run)?;
+                        memory.indirect.push(0)?;
+                    }
+                    continue;
+                }
                 Class::Refused(kind) => {
                     refuse(kind, entry, obstacles);
                     continue;

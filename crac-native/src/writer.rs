@@ -285,12 +285,14 @@ pub(crate) struct Reader<'a> {
     /// `/proc/self/mem`.
     memory: BorrowedFd<'a>,
     buffer: &'a mut [u8],
+    /// Bytes that take the place of those at an address.
+    pub(crate) instead: Option<(u64, &'a [u8])>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader with a buffer from the arena.
     pub(crate) fn new(arena: &'a Arena, memory: BorrowedFd<'a>) -> Result<Self, Errno> {
-        Ok(Self { memory, buffer: arena.zeroed::<u8>(PIECE as usize)? })
+        Ok(Self { memory, buffer: arena.zeroed::<u8>(PIECE as usize)?, instead: None })
     }
 
     /// Reads a piece. `indirect` goes through the kernel: for memory without read permission, and for mappings of files, which
@@ -301,6 +303,10 @@ impl<'a> Reader<'a> {
     /// Without `indirect` the range is mapped and readable.
     unsafe fn piece(&mut self, at: u64, bytes: u64, indirect: bool) -> Result<&[u8], Errno> {
         let buffer = self.buffer.get_mut(..bytes as usize).ok_or(Errno::new(libc::EINVAL))?;
+        if let Some((_, other)) = self.instead.filter(|(start, _)| *start == at) {
+            buffer.copy_from_slice(other.get(..bytes as usize).ok_or(Errno::new(libc::EINVAL))?);
+            return Ok(buffer);
+        }
         if !indirect {
             let from = ptr::with_exposed_provenance::<u8>(at as usize);
             // SAFETY: the caller's promise; the buffer is the arena's, which is not part of any run. What this thread itself

@@ -39,6 +39,17 @@ pub unsafe fn unmap(address: usize, len: usize) -> Result<()> {
     unsafe { syscall(libc::SYS_munmap, [address, len, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Moves a mapping to `to`, replacing what is there (`mremap(2)`).
+///
+/// # Safety
+///
+/// Nobody uses either range.
+pub unsafe fn remap(address: usize, len: usize, to: usize) -> Result<()> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_mremap, [address, len, len, flags as usize, to, 0]) }.map(drop)
+}
+
 /// Gives advice about a range (`madvise(2)`).
 ///
 /// # Safety

@@ -17,6 +17,9 @@
 //! | `CRAC_CHECKPOINT_ON` | `ready`, `after=DURATION`, `never` | set by `crac run`: when the service takes an image by itself |
 //! | `CRAC_CHECKPOINT_MODE` | `become`, `exit`, `continue` | what it becomes then, and upon the signal; default `become`, with the `criu` engine `continue` |
 //! | `CRAC_ON_RESTORE_FAILURE` | `exit`, `stay-shut` | what becomes of a restored life that did not come back whole |
+//! | `CRAC_CLOCK` | `auto`, `proxy`, `timens`, `none` | `clock`: how the monotonic clocks go on in a restored life |
+//! | `CRAC_DOWNTIME` | `frozen`, `elapsed` | `downtime`: what the time between checkpoint and restore is to them |
+//! | `CRAC_CLOCK_CHAOS` | `+10d`, `-5s`, ...: a sign, a whole number, `s`, `m`, `h` or `d` | for tests: shifts the monotonic clocks from the start, as a restore on another host does |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
 //!
 //! A value that cannot be understood ends the service with exit status 2 before anything is started.
@@ -39,4 +42,7 @@ pub(crate) const CHECKPOINT_SIGNAL: &str = "CRAC_CHECKPOINT_SIGNAL";
 pub(crate) const CHECKPOINT_ON: &str = "CRAC_CHECKPOINT_ON";
 pub(crate) const CHECKPOINT_MODE: &str = "CRAC_CHECKPOINT_MODE";
 pub(crate) const ON_RESTORE_FAILURE: &str = "CRAC_ON_RESTORE_FAILURE";
+pub(crate) const CLOCK: &str = "CRAC_CLOCK";
+pub(crate) const DOWNTIME: &str = "CRAC_DOWNTIME";
+pub(crate) const CLOCK_CHAOS: &str = "CRAC_CLOCK_CHAOS";
 pub(crate) const APPLY_ENV: &str = "CRAC_APPLY_ENV";

@@ -18,6 +18,8 @@ use tokio::{
 };
 
 use crate::settings::{CheckpointOn, EngineChoice, Flavor, Settings};
+#[cfg(feature = "native")]
+use crate::settings::{Clock, Downtime};
 
 /// Why a service did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,9 @@ pub(crate) enum StartError {
     Signal { name: String, source: std::io::Error },
     #[error("{0}")]
     Ambient(#[from] crac_core::AlreadyInstalled),
+    #[cfg(feature = "native")]
+    #[error("CRAC_CLOCK_CHAOS: cannot shift the clocks: {0}")]
+    Chaos(String),
     #[cfg(not(feature = "native"))]
     #[error("this service was built without the native engine; enable crac's feature `native` or choose engine = \"sim\"")]
     NoNative,
@@ -83,6 +88,7 @@ impl AnyRuntime {
 ///
 /// [`StartError`]; the body has then not been polled.
 pub(crate) fn run<T>(settings: Settings, body: impl Future<Output = T>) -> Result<T, StartError> {
+    shift_clocks(&settings)?;
     let (runtime, threads) = build_runtime(&settings).map_err(StartError::Runtime)?;
     let context = build_context(&settings, &runtime)?;
     let ambient = context.install()?;
@@ -169,7 +175,19 @@ fn build_engine(settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
     match settings.engine {
         EngineChoice::Sim => Ok(Arc::new(SimEngine::new())),
         #[cfg(feature = "native")]
-        EngineChoice::Native => Ok(Arc::new(crac_native::NativeEngine::new())),
+        EngineChoice::Native => {
+            let clock = match settings.clock {
+                Clock::Auto => crac_native::Clock::Auto,
+                Clock::Proxy => crac_native::Clock::Proxy,
+                Clock::Timens => crac_native::Clock::Timens,
+                Clock::None => crac_native::Clock::None,
+            };
+            let downtime = match settings.downtime {
+                Downtime::Frozen => crac_native::Downtime::Frozen,
+                Downtime::Elapsed => crac_native::Downtime::Elapsed,
+            };
+            Ok(Arc::new(crac_native::NativeEngine::new().with_clock(clock).with_downtime(downtime)))
+        }
         #[cfg(not(feature = "native"))]
         EngineChoice::Native => Err(StartError::NoNative),
         #[cfg(feature = "criu")]
@@ -181,6 +199,17 @@ fn build_engine(settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
         #[cfg(not(feature = "criu"))]
         EngineChoice::Criu => Err(StartError::NoCriu),
     }
+}
+
+/// Before anything else runs in this process.
+#[cfg(feature = "native")]
+fn shift_clocks(settings: &Settings) -> Result<(), StartError> {
+    settings.clock_chaos.map_or(Ok(()), crac_native::shift_clocks).map_err(StartError::Chaos)
+}
+
+#[cfg(not(feature = "native"))]
+fn shift_clocks(settings: &Settings) -> Result<(), StartError> {
+    settings.clock_chaos.map_or(Ok(()), |_| Err(StartError::NoNative))
 }
 
 /// The form of a policy file: `policy = ["KIND[:FILTER] = ACTION", ...]`.

@@ -25,6 +25,10 @@ pub(crate) struct Settings {
     pub(crate) checkpoint_mode: Mode,
     pub(crate) on_restore_failure: RestoreFailure,
     pub(crate) apply_env: bool,
+    pub(crate) clock: Clock,
+    pub(crate) downtime: Downtime,
+    /// Seconds by which the clocks are shifted from the start.
+    pub(crate) clock_chaos: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,26 @@ pub(crate) enum Flavor {
     CurrentThread,
     Local,
 }
+
+/// How the native engine's restored lives see the monotonic clocks; documented there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clock {
+    Auto,
+    Proxy,
+    Timens,
+    None,
+}
+
+/// What the time until a restore is to these clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Downtime {
+    Frozen,
+    Elapsed,
+}
+
+const CLOCKS: [(&str, Clock); 4] =
+    [("auto", Clock::Auto), ("proxy", Clock::Proxy), ("timens", Clock::Timens), ("none", Clock::None)];
+const DOWNTIMES: [(&str, Downtime); 2] = [("frozen", Downtime::Frozen), ("elapsed", Downtime::Elapsed)];
 
 /// When a service takes an image by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +155,15 @@ impl Settings {
                 )?
                 .unwrap_or_default(),
             apply_env: read.switch(env::APPLY_ENV)?.unwrap_or(false),
+            clock: read
+                .one_of(env::CLOCK, "`auto`, `proxy`, `timens` or `none`", &CLOCKS)?
+                .or(config.clock.and_then(|clock| named(clock, &CLOCKS)))
+                .unwrap_or(Clock::Auto),
+            downtime: read
+                .one_of(env::DOWNTIME, "`frozen` or `elapsed`", &DOWNTIMES)?
+                .or(config.downtime.and_then(|downtime| named(downtime, &DOWNTIMES)))
+                .unwrap_or(Downtime::Frozen),
+            clock_chaos: read.parse(env::CLOCK_CHAOS, "a shift such as `+10d` or `-5s`", shift)?,
         })
     }
 }
@@ -161,7 +194,7 @@ impl Reader<'_> {
         expected: &'static str,
         all: &[(&str, T)],
     ) -> Result<Option<T>, SettingError> {
-        self.parse(variable, expected, |text| all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value))
+        self.parse(variable, expected, |text| named(text, all))
     }
 
     fn switch(&self, variable: &'static str) -> Result<Option<bool>, SettingError> {
@@ -171,6 +204,23 @@ impl Reader<'_> {
     fn duration(&self, variable: &'static str, given: Option<Duration>) -> Result<Option<Duration>, SettingError> {
         Ok(self.parse(variable, "a duration such as `500ms`, `10s` or `2m`, longer than zero", duration)?.or(given))
     }
+}
+
+fn named<T: Copy>(text: &str, all: &[(&str, T)]) -> Option<T> {
+    all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
+}
+
+/// A sign, a whole number, and `s`, `m`, `h` or `d`: seconds.
+fn shift(text: &str) -> Option<i64> {
+    let (sign, rest) = match text.split_at_checked(1)? {
+        ("+", rest) => (1, rest),
+        ("-", rest) => (-1, rest),
+        _ => return None,
+    };
+    let (number, unit) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+    let unit_s = named(unit, &[("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)])?;
+    // A century is more than any host has been up.
+    number.parse::<i64>().ok()?.checked_mul(unit_s).filter(|shift| *shift <= 36_500 * 86_400).map(|shift| sign * shift)
 }
 
 /// A whole number followed by `ms`, `s`, `m` or `h`; longer than zero.
@@ -258,6 +308,11 @@ mod tests {
             ("CRAC_CONTROL", "yes"),
             ("CRAC_CHECKPOINT_ON", "after=soon"),
             ("CRAC_CHECKPOINT_MODE", "rehearse"),
+            ("CRAC_CLOCK", "host"),
+            ("CRAC_DOWNTIME", "10s"),
+            ("CRAC_CLOCK_CHAOS", "10d"),
+            ("CRAC_CLOCK_CHAOS", "+10"),
+            ("CRAC_CLOCK_CHAOS", "-99999999999999999999s"),
             ("CRAC_POLICY", "memfd = bless"),
         ] {
             let error = resolve(&MainConfig::default(), &[(variable, value)]).unwrap_err().to_string();

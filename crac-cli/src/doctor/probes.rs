@@ -30,10 +30,11 @@ pub(super) fn all(dir: &Path) -> Vec<Check> {
         Check::useful("exec-allowed", exec_allowed(dir), "keep images on a file system that is not mounted noexec"),
         Check::needed("trial", trial::hold(dir), "follow what it says; `crac doctor --dir DIR` tries another directory"),
         Check::useful(
-            "time-namespaces",
-            time_namespaces(),
-            "restore on the host, and in the boot, of the checkpoint: clocks cannot be shifted",
+            "clocks",
+            clocks(),
+            "restore on the host, and in the boot, of the checkpoint, or choose clock = \"timens\": clocks cannot be continued",
         ),
+        Check::useful("time-namespaces", time_namespaces(), "nothing, unless clock = \"timens\" is wanted"),
         Check::useful("control-directory", control_directory(), "set CRAC_RUN_DIR to a directory of your own, mode 0700"),
         Check::useful("no-seccomp-filter", seccomp(), "restore under the same sandbox as the service was started in"),
     ];
@@ -109,6 +110,17 @@ fn dupfd_query() -> Result<String, String> {
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn kcmp() -> Result<String, String> {
+    system()
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn clocks() -> Result<String, String> {
+    let places = crac_native::prepare_clocks()?;
+    Ok(format!("a restored life's go on without privilege; {places} places in the C library were prepared and tried"))
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn clocks() -> Result<String, String> {
     system()
 }
 

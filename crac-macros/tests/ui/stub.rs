@@ -21,6 +21,8 @@ pub struct MainConfig {
     pub restore_deadline: Option<Duration>,
     pub control: Option<bool>,
     pub checkpoint_signal: Option<&'static str>,
+    pub clock: Option<&'static str>,
+    pub downtime: Option<&'static str>,
 }
 
 static ARRIVED: Mutex<Option<MainConfig>> = Mutex::new(None);

@@ -8,13 +8,14 @@ use crate::{
     arch::{self, Resume},
     arena::ArenaVec,
     beside,
+    clock::{Clock, Downtime, offset::Readings, shim, vdso},
     descriptors::{self, Survey},
     facts,
     findings::ObstacleSink,
     freeze::{self, Frozen, ThreadState},
     layout::{
         ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES, Section,
-        ThreadRecord, VERSION, ZONE_HINT, cpu, xxh64::xxh64,
+        ThreadRecord, VERSION, ZONE_HINT, clock, cpu, downtime, xxh64::xxh64,
     },
     madvise,
     pages::Pages,
@@ -35,8 +36,9 @@ pub(super) struct Seen<'a> {
     process: ProcessRecord,
     privileges: PrivilegeRecord,
     working_directory: &'a [u8],
-    /// Wall, monotonic and boot time.
-    clocks_ns: [u64; 3],
+    realtime_ns: u64,
+    /// What the service sees on its other clocks.
+    clocks: Readings,
     /// Whether only the process itself can tell everything about its memory: a copy of it has nothing locked.
     pub(super) only_here: bool,
 }
@@ -64,6 +66,9 @@ impl<'a> Work<'a, '_> {
         }
         if !self.is_interposed {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
+        }
+        if let Some(missing) = self.clock.missing {
+            obstacles.push(ObstacleKind::Clock, format_args!("clock = proxy: {missing}"));
         }
         process.descriptor_max = descriptors.records.iter().map(|record| record.number).max().unwrap_or(-1);
         let mut room = [0; libc::PATH_MAX as usize];
@@ -94,7 +99,8 @@ impl<'a> Work<'a, '_> {
             process,
             privileges,
             working_directory: working_directory.into_slice(),
-            clocks_ns: [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(facts::clock_ns),
+            realtime_ns: facts::clock_ns(libc::CLOCK_REALTIME),
+            clocks: shim::seen(),
             only_here: facts.locked_bytes > 0,
         })
     }
@@ -118,14 +124,14 @@ impl<'a> Work<'a, '_> {
             let shared = shared.map(|entry| &entry.mapping).filter(|mapping| !is_scratch(mapping.start, mapping.end));
             beside::refuse_what_changes(shared, obstacles);
         }
-        let sources = Sources { arena, entries, image, stack_flag: kernel >= 6 << 16 | 7 };
+        let stand_in = self.clock.needs_stand_in().then_some(self.vdso);
+        let sources = Sources { arena, entries, image, stack_flag: kernel >= 6 << 16 | 7, stand_in };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
         if memory.vdso.start == 0 {
             obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
         }
         let mut process = seen.process;
         process.working_directory = memory.add_text(seen.working_directory).map_err(|errno| ("noting tables", errno))?;
-        let [captured_realtime_ns, captured_monotonic_ns, captured_boottime_ns] = seen.clocks_ns;
         let mut header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -145,9 +151,19 @@ impl<'a> Work<'a, '_> {
             image_id: self.request.metadata.image_id.0,
             parent: self.request.metadata.parent.map_or([0; 16], |parent| parent.0),
             generation: self.request.metadata.generation,
-            captured_realtime_ns,
-            captured_monotonic_ns,
-            captured_boottime_ns,
+            captured_realtime_ns: seen.realtime_ns,
+            captured_monotonic_ns: seen.clocks.monotonic_ns,
+            captured_boottime_ns: seen.clocks.boottime_ns,
+            captured_raw_ns: seen.clocks.raw_ns,
+            clock: match self.clock.kind {
+                Clock::Proxy => clock::PROXY,
+                Clock::Timens => clock::TIME_NAMESPACE,
+                Clock::Auto | Clock::None => clock::HOST,
+            },
+            downtime: match self.options.downtime {
+                Downtime::Frozen => downtime::FROZEN,
+                Downtime::Elapsed => downtime::ELAPSED,
+            },
             page_size: PAGE_SIZE as u32,
             kernel,
             cpu: cpu::current(),
@@ -209,17 +225,29 @@ fn place(
     let stub_bytes = stub.memory_bytes;
     let zone_bytes = stub_bytes + header.metadata_bytes + STAGING_BYTES + HANDOVER_BYTES_MAX;
     let taken = entries.iter().map(|entry| (entry.mapping.start, entry.mapping.end));
-    match plan::hole(taken, ZONE_HINT, zone_bytes, ADDRESSES_END) {
+    let vdso_bytes = header.vdso.bytes.iter().sum::<u64>();
+    // Behind the zone there is room for the vdso, where a copy takes its place.
+    match plan::hole(taken, ZONE_HINT, zone_bytes + PAGE + vdso_bytes, ADDRESSES_END) {
         Some(zone) => {
             header.zone_start = zone;
             header.zone_end = zone + zone_bytes;
             header.metadata_at = zone + stub_bytes;
             header.staging_at = header.metadata_at + header.metadata_bytes;
             header.handover_at = header.staging_at + STAGING_BYTES;
+            if let Some((_, copy)) = &mut memory.stand_in {
+                header.vdso.start = header.zone_end + PAGE;
+                let [.., code_bytes] = header.vdso.bytes;
+                let real = header.vdso.start + vdso_bytes - code_bytes;
+                match vdso::stand_in(copy, real, shim::read_address() as u64) {
+                    // In this life nobody calls it; in the next it is part of the memory.
+                    Ok(proxy) => shim::set_real_read(proxy.real_read as usize),
+                    Err(what) => obstacles.push(ObstacleKind::Clock, format_args!("{what}")),
+                }
+            }
         }
         None => obstacles.push(ObstacleKind::Kernel, format_args!("no {zone_bytes} bytes of address space are free")),
     }
-    if header.vdso.bytes.iter().sum::<u64>() > STAGING_BYTES {
+    if vdso_bytes > STAGING_BYTES {
         obstacles.push(ObstacleKind::Kernel, format_args!("the vdso is larger than {STAGING_BYTES} bytes"));
     }
 }

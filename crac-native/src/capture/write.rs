@@ -36,6 +36,7 @@ impl Work<'_, '_> {
         image.set_len(header.file_bytes).map_err(writing)?;
         let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
         let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
+        reader.instead = memory.stand_in.as_ref().map(|(at, bytes)| (*at, &**bytes));
         for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
             let is_indirect = *is_indirect != 0;
             let written = image.write_run(run, &mut reader, is_indirect, progress);

@@ -14,7 +14,10 @@ use super::{
     ARRIVED, AVOIDED, COOKIE, IN_AVOIDED, INSIDE, IS_PARKED, PARKED, PREVIOUS, PROCESS, RELEASE, SIGNALLED, SLOT_BITS, SLOTS,
     Slot, SlotRoom, THREADS_MAX, state::ThreadState,
 };
-use crate::arch;
+use crate::{
+    arch,
+    clock::{shim, waits::Call},
+};
 
 /// The handler of the freeze signal.
 pub(super) extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -49,7 +52,8 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: an SA_SIGINFO handler gets the interrupted context.
     let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
     let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
-    if AVOIDED.iter().any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&ip)) {
+    let avoided = || AVOIDED.iter().any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&ip));
+    if shim::is_between(ip) || avoided() || is_in_unseen_wait(slot, &interrupted.uc_mcontext) {
         slot.state.store(IN_AVOIDED, SeqCst);
         PARKED.fetch_add(1, SeqCst);
         // Cannot fail for a word of our own, here and below.
@@ -68,6 +72,35 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
         let _ = futex::wake_all(&ARRIVED);
         wait_for_release(freeze);
     }
+}
+
+/// Whether the thread was interrupted in a system call other than the one it was seen in, or is about to begin an absolute wait:
+/// the capturing thread then looks again, so that no wait that leads past the shim goes unnoticed.
+fn is_in_unseen_wait(slot: &Slot, registers: &libc::mcontext_t) -> bool {
+    if slot.watched.load(Relaxed) == 0 {
+        return false;
+    }
+    let register = |register: i32| registers.gregs.get(register as usize).map_or(0, |value| *value as u64);
+    let (ip, sp, result) = (register(libc::REG_RIP), register(libc::REG_RSP), register(libc::REG_RAX));
+    let is_syscall = |at: u64| {
+        let code = ptr::with_exposed_provenance::<[u8; 2]>(at as usize);
+        // SAFETY: the thread executes there, or has just done so, and both bytes are in the page of the first.
+        at & 0xfff < 0xfff && unsafe { code.read() } == [0x0f, 0x05]
+    };
+    let ended = result == u64::from_ne_bytes(i64::from(-libc::EINTR).to_ne_bytes()) && ip & 0xfff >= 2 && is_syscall(ip - 2);
+    let behind = if ended {
+        ip
+    } else {
+        let arguments = [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX, libc::REG_R10, libc::REG_R8, libc::REG_R9].map(register);
+        let call = Call { number: result, arguments, sp, ip: ip + 2 };
+        if !is_syscall(ip) || call.absolute_wait().is_none() {
+            return false;
+        }
+        ip + 2
+    };
+    let is_seen = [behind, sp] == [slot.observed[0].load(Relaxed), slot.observed[1].load(Relaxed)];
+    slot.in_call.store(u32::from(is_seen), Relaxed);
+    !is_seen && !shim::is_shifted_wait(behind as usize)
 }
 
 /// Says that the thread is parked, and waits.

@@ -3,7 +3,7 @@
 use crate::{
     Restore,
     layout::{
-        Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, cpu,
+        Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, clock, cpu,
         xxh64::{Xxh64, xxh64},
     },
     report::{self, Decimal},
@@ -127,8 +127,9 @@ pub fn host(restore: &Restore) {
     if start.vdso == 0 || code_bytes == 0 || vdso_sum(start.vdso, code_bytes) != header.vdso.code_sum {
         refuse(&[b"this kernel is another build than the one of the checkpoint (its vdso differs)"]);
     }
-    if sys::clock_ns(sys::CLOCK_MONOTONIC) < header.captured_monotonic_ns
-        || sys::clock_ns(sys::CLOCK_BOOTTIME) < header.captured_boottime_ns
+    if header.clock == clock::HOST
+        && (sys::clock_ns(sys::CLOCK_MONOTONIC) < header.captured_monotonic_ns
+            || sys::clock_ns(sys::CLOCK_BOOTTIME) < header.captured_boottime_ns)
     {
         refuse(&[b"the monotonic clock would run backwards (another host, or it was started again)"]);
     }

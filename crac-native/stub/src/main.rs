@@ -21,6 +21,7 @@ mod report;
 mod runtime;
 mod sys;
 mod threads;
+mod time_namespace;
 
 use layout::{Boot, Handover, Header, MAGIC, Section, Step};
 use report::fail;
@@ -88,9 +89,13 @@ extern "C" fn main(start: *const usize) -> ! {
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);
+    let mut handover = Handover { realtime_ns, monotonic_ns, ..Handover::default() };
+    if restore.header.clock == layout::clock::TIME_NAMESPACE {
+        time_namespace::enter(&restore, &mut handover);
+    }
     let checked_ns = sys::clock_ns(sys::CLOCK_MONOTONIC);
 
-    clear::hand_over(&mut restore, Handover { realtime_ns, monotonic_ns, ..Handover::default() }, checked_ns);
+    clear::hand_over(&mut restore, handover, checked_ns);
     clear::unmap_everything_else(&restore);
     restore.done(Step::Clear);
     memory::map(&restore, &files);

@@ -2,6 +2,7 @@
 //! `life N` when a life begins, `done` when it was told to stop. A wrong state is a panic.
 #![allow(unsafe_code, reason = "some programs use the C library directly")]
 
+mod clock;
 mod memory;
 mod refused;
 mod signals;
@@ -24,6 +25,7 @@ use crac_core::{
 use crac_native::NativeEngine;
 
 pub(crate) fn run(name: &str) {
+    shift();
     match name {
         "single" => single(),
         "threads" => threads(),
@@ -42,6 +44,11 @@ pub(crate) fn run(name: &str) {
         }
         "stops-while-writing" => stops_while_writing(),
         "tokio" => tokio_runtime::run(),
+        "clock-matrix" => clock::matrix(),
+        "clock-across" => clock::across(),
+        "clock-readers" => clock::readers(),
+        "clock-gap" => clock::gap(),
+        _ if name.starts_with("clock-bare:") => clock::bare(&name["clock-bare:".len()..]),
         _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),
         _ => panic!("no program is called {name}"),
     }
@@ -56,8 +63,18 @@ fn argument(name: &str, life: Option<&Restoration>) -> Option<String> {
     args.iter().find_map(|argument| Some(argument.strip_prefix(name)?.to_owned()))
 }
 
+/// Shifts the clocks of this process by `CRAC_TEST_SHIFT` seconds.
+fn shift() {
+    if let Ok(by) = std::env::var("CRAC_TEST_SHIFT") {
+        crac_native::shift_clocks(by.parse().unwrap()).unwrap();
+    }
+}
+
 fn engine() -> NativeEngine {
-    let engine = NativeEngine::new();
+    let setting = |name: &str| std::env::var(name).ok();
+    let clock = setting("CRAC_TEST_CLOCK").map(|clock| clock.parse().unwrap());
+    let downtime = setting("CRAC_TEST_DOWNTIME").map(|downtime| downtime.parse().unwrap());
+    let engine = NativeEngine::new().with_clock(clock.unwrap_or_default()).with_downtime(downtime.unwrap_or_default());
     match std::env::var("CRAC_FAULT") {
         Ok(fault) => engine.with_fault(&fault).unwrap(),
         Err(_) => engine
@@ -65,6 +82,17 @@ fn engine() -> NativeEngine {
             .with_nameless_file(std::env::var_os("CRAC_TEST_NO_TMPFILE").is_none())
             .with_duplicate_query(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
             .with_kcmp(std::env::var_os("CRAC_TEST_NO_KCMP").is_none()),
+    }
+}
+
+/// Captures once, to where the arguments say, and comes back in the next life.
+fn capture_once() -> Restoration {
+    let (policy, image) = (Policy::new(), argument("--image=", None).unwrap());
+    println!("life 0");
+    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
+    match engine().capture(CaptureRequest::new(PathBuf::from(image), Mode::Exit, metadata, &policy)) {
+        Ok(Captured::Restored(life)) => life,
+        other => panic!("{other:?}"),
     }
 }
 

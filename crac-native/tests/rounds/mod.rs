@@ -9,6 +9,8 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 
+mod clock;
+mod foreign;
 mod sandbox;
 
 type Test = fn(&Path);
@@ -44,11 +46,20 @@ const TESTS: &[(&str, Test)] = &[
     ("a_checked_image_is_executed_by_its_descriptor", restored_by_descriptor),
     ("a_damaged_image_is_refused", damaged_images),
     ("an_image_that_others_may_write_is_refused", untrusted_images),
-    ("an_image_of_a_stranger_is_refused", image_of_a_stranger),
-    ("an_image_of_another_host_is_a_reason_to_start_cold", images_of_other_hosts),
+    ("an_image_of_a_stranger_is_refused", foreign::of_a_stranger),
+    ("an_image_of_another_host_is_a_reason_to_start_cold", foreign::of_other_hosts),
     ("a_filesystem_without_nameless_files_will_do", named_file),
     ("an_image_may_be_deleted_while_it_runs", deleted_image),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
+    ("waits_are_exact_under_shifted_clocks", clock::matrix),
+    ("waits_are_exact_ten_days_back", clock::matrix_backwards),
+    ("waits_end_in_the_life_after", clock::across),
+    ("one_image_fits_hosts_of_every_uptime", clock::hosts),
+    ("no_reader_sees_a_clock_run_backwards", clock::generations),
+    ("what_a_downtime_is_to_the_clock_is_a_setting", clock::downtime),
+    ("a_time_namespace_continues_the_clocks_where_it_may", clock::namespaces),
+    ("bare_waits_until_a_moment_are_refused_by_name", clock::bare_waits),
+    ("clocks_go_on_where_code_is_never_writable", clock::without_writable_code),
 ];
 
 pub(crate) fn main() {
@@ -529,57 +540,6 @@ fn deleted_image(dir: &Path) {
     assert_eq!(lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1), &gone]))), ["life 1"]);
     assert!(!image(dir, 0).exists());
     assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 1)))), ["life 2", "done", "joined"]);
-}
-
-fn image_of_a_stranger(dir: &Path) {
-    // SAFETY: only asks.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: only root can give a file to somebody else");
-        return;
-    }
-    let path = image(dir, 0);
-    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
-    std::os::unix::fs::chown(&path, Some(4321), Some(4321)).expect("root may");
-    let reasons = crac_native::restore::Restore::open(&path, None).expect_err("a stranger's");
-    assert!(reasons[0].what.contains("belongs to user 4321"), "{reasons:?}");
-    let output = finish(&mut Command::new(&path));
-    assert_eq!(output.status.code(), Some(21), "{output:?}");
-}
-
-fn images_of_other_hosts(dir: &Path) {
-    use crac_native::{
-        image::reseal,
-        layout::{CpuRecord, Header, PrivilegeRecord, VdsoRecord},
-        restore::{Restore, Verdict},
-    };
-    use std::mem::offset_of;
-
-    let path = image(dir, 0);
-    lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
-    let whole = std::fs::read(&path).expect("the image");
-    let metadata = boot_end(&whole);
-    for (at, byte, part) in [
-        (offset_of!(Header, captured_monotonic_ns) + 7, 0x10, "backwards"),
-        (offset_of!(Header, cpu) + offset_of!(CpuRecord, features) + 7, 0xff, "processor"),
-        (offset_of!(Header, vdso) + offset_of!(VdsoRecord, code_sum), 0, "vdso"),
-        (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, uid), 77, "ran as user"),
-        (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, permitted) + 7, 1, "capabilities"),
-        (offset_of!(Header, page_size) + 2, 1, "pages have"),
-    ] {
-        let mut bytes = whole.clone();
-        bytes[metadata + at] ^= byte.max(1);
-        reseal(&mut bytes);
-        std::fs::remove_file(&path).expect("written before");
-        std::fs::write(&path, bytes).expect("room");
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own file");
-        let reasons = Restore::open(&path, None).expect_err(part);
-        assert_eq!(reasons.len(), 1, "{reasons:?}");
-        assert_eq!(reasons[0].verdict, Verdict::StartCold);
-        assert!(reasons[0].what.contains(part), "{part}: {reasons:?}");
-        let output = finish(&mut Command::new(&path));
-        assert_eq!(output.status.code(), Some(20), "{part}: {output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{part}: {output:?}");
-    }
 }
 
 fn goes_on(dir: &Path) {

@@ -21,6 +21,8 @@ use std::time::Duration;
     restore_deadline = "1h",
     control = false,
     checkpoint_signal = "SIGUSR2",
+    clock = "timens",
+    downtime = "elapsed",
 )]
 async fn main() {
     let config = crac::__private::arrived();
@@ -42,6 +44,8 @@ async fn main() {
         restore_deadline: Some(Duration::from_secs(3600)),
         control: Some(false),
         checkpoint_signal: Some("SIGUSR2"),
+        clock: Some("timens"),
+        downtime: Some("elapsed"),
     };
     assert_eq!(config, expected);
 }

@@ -1,0 +1,400 @@
+//! The two shims, and the offsets they share.
+//!
+//! Threads are stopped at any instruction. One that has read an offset and not used it yet would go on in another life with the
+//! offset of this one, so in such stretches no thread is stopped ([`is_between`]); it is asked again until it is elsewhere. A
+//! wait itself is no such stretch: a thread in it comes back with `EINTR`, behind the instruction.
+#![expect(unsafe_code, reason = "stands between the C library and the kernel")]
+
+use std::{
+    arch::global_asm,
+    ops::Range,
+    sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst},
+};
+
+use super::offset::{Offset, Readings};
+use crate::facts;
+
+/// The offset of one clock, as the shims read it.
+#[derive(Debug)]
+#[repr(C)]
+struct Added {
+    seconds: AtomicI64,
+    nanoseconds: AtomicI64,
+}
+
+/// How many clocks the shims know: all static ones of the kernel.
+const CLOCKS: usize = 16;
+/// Offsets by clock id. Those of the wall clock, of CPU time and of numbers without a clock stay zero.
+static ADDED: Lines<[Added; CLOCKS]> =
+    Lines([const { Added { seconds: AtomicI64::new(0), nanoseconds: AtomicI64::new(0) } }; CLOCKS]);
+/// The real `clock_gettime` of the vdso, for lives in which a proxy stands in its place.
+static REAL_READ: AtomicUsize = AtomicUsize::new(0);
+/// How many absolute waits have led through the shim. For the trial of the layer, which is alone then: it is not exact otherwise.
+static SHIFTED: Lines<AtomicU64> = Lines(AtomicU64::new(0));
+
+/// Whole cache lines: every read of a clock looks at the offsets, which a counter beside them would take away each time.
+#[repr(C, align(64))]
+struct Lines<T>(T);
+
+unsafe extern "C" {
+    fn crac_clock_read();
+    fn crac_clock_read_end();
+    fn crac_clock_syscall();
+    fn crac_clock_syscall_end();
+    fn crac_clock_plain();
+    fn crac_clock_plain_done();
+    fn crac_clock_futex_done();
+    fn crac_clock_sleep_monotonic_done();
+    fn crac_clock_sleep_boottime_done();
+}
+
+global_asm!(
+    // Takes the offset at table position `at` from the time at `[\pointer + value]` and leaves it in r11 (seconds) and rcx
+    // (nanoseconds), not below zero: the kernel refuses that, where a moment in the past is meant. What the kernel is to refuse
+    // itself, or cannot be represented, it gets as it is.
+    ".macro crac_clock_take pointer, value, at",
+    "cmp qword ptr [\\pointer + \\value + 8], 999999999",
+    "ja 2b",
+    "mov r11, [\\pointer + \\value]",
+    "test r11, r11",
+    "js 2b",
+    "mov rcx, [\\pointer + \\value + 8]",
+    "sub r11, [rip + {added} + \\at]",
+    "jo 2b",
+    "sub rcx, [rip + {added} + \\at + 8]",
+    "jns 8f",
+    "add rcx, 1000000000",
+    "dec r11",
+    "8:",
+    "test r11, r11",
+    "jns 9f",
+    "xor r11d, r11d",
+    "xor ecx, ecx",
+    "9:",
+    ".endm",
+    // A wait whose deadline is a `struct timespec` at `\pointer`.
+    ".macro crac_clock_wait pointer, at, done",
+    "crac_clock_take \\pointer, 0, \\at",
+    "push \\pointer",
+    ".cfi_adjust_cfa_offset 8",
+    "push rcx",
+    ".cfi_adjust_cfa_offset 8",
+    "push r11",
+    ".cfi_adjust_cfa_offset 8",
+    "mov \\pointer, rsp",
+    "inc qword ptr [rip + {shifted}]",
+    "syscall",
+    "\\done:",
+    "add rsp, 16",
+    ".cfi_adjust_cfa_offset -16",
+    "pop \\pointer",
+    ".cfi_adjust_cfa_offset -8",
+    "ret 128",
+    ".endm",
+    // A timer whose time is the second half of a `struct itimerspec` at rdx. Zero would disarm it: due at once is one nanosecond.
+    ".macro crac_clock_timer at",
+    "crac_clock_take rdx, 16, \\at",
+    "push rdx",
+    ".cfi_adjust_cfa_offset 8",
+    "mov rdx, r11",
+    "or rdx, rcx",
+    "mov rdx, [rsp]",
+    "jne 8f",
+    "mov ecx, 1",
+    "8:",
+    "push rcx",
+    ".cfi_adjust_cfa_offset 8",
+    "push r11",
+    ".cfi_adjust_cfa_offset 8",
+    "push qword ptr [rdx + 8]",
+    ".cfi_adjust_cfa_offset 8",
+    "push qword ptr [rdx]",
+    ".cfi_adjust_cfa_offset 8",
+    "mov rdx, rsp",
+    "inc qword ptr [rip + {shifted}]",
+    "syscall",
+    "add rsp, 32",
+    ".cfi_adjust_cfa_offset -32",
+    "pop rdx",
+    ".cfi_adjust_cfa_offset -8",
+    "ret 128",
+    ".endm",
+    //
+    ".pushsection .text.crac_clock, \"ax\", @progbits",
+    ".balign 64",
+    ".hidden crac_clock_read",
+    ".globl crac_clock_read",
+    ".type crac_clock_read, @function",
+    // int clock_gettime(clockid_t edi, struct timespec *rsi)
+    "crac_clock_read:",
+    ".cfi_startproc",
+    "push rdi",
+    ".cfi_adjust_cfa_offset 8",
+    "push rsi",
+    ".cfi_adjust_cfa_offset 8",
+    "sub rsp, 8",
+    ".cfi_adjust_cfa_offset 8",
+    "call qword ptr [rip + {real}]",
+    "add rsp, 8",
+    ".cfi_adjust_cfa_offset -8",
+    "pop rsi",
+    ".cfi_adjust_cfa_offset -8",
+    "pop rdi",
+    ".cfi_adjust_cfa_offset -8",
+    "test eax, eax",
+    "jne 3f",
+    "cmp edi, {clocks}",
+    "jae 3f",
+    "shl edi, 4",
+    "lea rcx, [rip + {added}]",
+    "mov rdx, [rcx + rdi]",
+    "mov rcx, [rcx + rdi + 8]",
+    "add rdx, [rsi]",
+    "add rcx, [rsi + 8]",
+    "cmp rcx, 1000000000",
+    "jb 2f",
+    "sub rcx, 1000000000",
+    "inc rdx",
+    "2:",
+    "mov [rsi], rdx",
+    "mov [rsi + 8], rcx",
+    "3:",
+    "ret",
+    ".cfi_endproc",
+    ".hidden crac_clock_read_end",
+    ".globl crac_clock_read_end",
+    "crac_clock_read_end:",
+    ".size crac_clock_read, . - crac_clock_read",
+    //
+    ".balign 64",
+    ".hidden crac_clock_syscall",
+    ".globl crac_clock_syscall",
+    ".type crac_clock_syscall, @function",
+    // A system call as the C library was about to make it, but for rcx, r11 and the flags, which it expects to lose. On the stack
+    // lie the address behind its own instruction and, above that, its red zone. To unwinders this is a function it has called.
+    "crac_clock_syscall:",
+    ".cfi_startproc",
+    ".cfi_def_cfa rsp, 136",
+    ".cfi_offset rip, -136",
+    "cmp eax, {futex}",
+    "je 3f",
+    "cmp eax, {clock_nanosleep}",
+    "je 4f",
+    "cmp eax, {timerfd_settime}",
+    "je 6f",
+    "cmp eax, {timer_settime}",
+    "je 6f",
+    "cmp eax, {clock_gettime}",
+    "je 7f",
+    ".hidden crac_clock_plain",
+    ".globl crac_clock_plain",
+    "2:",
+    "crac_clock_plain:",
+    "syscall",
+    ".hidden crac_clock_plain_done",
+    ".globl crac_clock_plain_done",
+    "crac_clock_plain_done:",
+    "ret 128",
+    // FUTEX_WAIT_BITSET, of whatever sharing, on the monotonic clock, with a deadline.
+    "3:",
+    "mov ecx, esi",
+    "and ecx, {futex_command_and_clock}",
+    "cmp ecx, {futex_wait_bitset}",
+    "jne 2b",
+    "test r10, r10",
+    "je 2b",
+    ".hidden crac_clock_futex_done",
+    ".globl crac_clock_futex_done",
+    "crac_clock_wait r10, 16, crac_clock_futex_done",
+    // clock_nanosleep, TIMER_ABSTIME.
+    "4:",
+    "test esi, 1",
+    "je 2b",
+    "test rdx, rdx",
+    "je 2b",
+    "cmp edi, {monotonic}",
+    "jne 5f",
+    ".hidden crac_clock_sleep_monotonic_done",
+    ".globl crac_clock_sleep_monotonic_done",
+    "crac_clock_wait rdx, 16, crac_clock_sleep_monotonic_done",
+    "5:",
+    "cmp edi, {boottime}",
+    "jne 2b",
+    ".hidden crac_clock_sleep_boottime_done",
+    ".globl crac_clock_sleep_boottime_done",
+    "crac_clock_wait rdx, 112, crac_clock_sleep_boottime_done",
+    // timerfd_settime and timer_settime, absolute, armed: of which clock, only the kernel knows.
+    "6:",
+    "test esi, 1",
+    "je 2b",
+    "test rdx, rdx",
+    "je 2b",
+    "mov rcx, [rdx + 16]",
+    "or rcx, [rdx + 24]",
+    "je 2b",
+    "push rbx",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset rbx, -144",
+    "mov rbx, rsp",
+    ".cfi_def_cfa_register rbx",
+    "push rax",
+    "push rdi",
+    "push rsi",
+    "push rdx",
+    "push r10",
+    "push r8",
+    "push r9",
+    "mov rsi, rdi",
+    "mov edi, eax",
+    "and rsp, -16",
+    "call {clock_of}",
+    "mov r11d, eax",
+    "lea rsp, [rbx - 56]",
+    "pop r9",
+    "pop r8",
+    "pop r10",
+    "pop rdx",
+    "pop rsi",
+    "pop rdi",
+    "pop rax",
+    "pop rbx",
+    ".cfi_def_cfa rsp, 136",
+    ".cfi_restore rbx",
+    "cmp r11d, {monotonic}",
+    "jne 5f",
+    "crac_clock_timer 16",
+    "5:",
+    "cmp r11d, {boottime}",
+    "jne 2b",
+    "crac_clock_timer 112",
+    // clock_gettime without the vdso.
+    "7:",
+    "syscall",
+    "test eax, eax",
+    "jne 9f",
+    "cmp edi, {clocks}",
+    "jae 9f",
+    "push rdx",
+    ".cfi_adjust_cfa_offset 8",
+    "mov ecx, edi",
+    "shl ecx, 4",
+    "lea r11, [rip + {added}]",
+    "mov rdx, [r11 + rcx]",
+    "mov rcx, [r11 + rcx + 8]",
+    "add rdx, [rsi]",
+    "add rcx, [rsi + 8]",
+    "cmp rcx, 1000000000",
+    "jb 8f",
+    "sub rcx, 1000000000",
+    "inc rdx",
+    "8:",
+    "mov [rsi], rdx",
+    "mov [rsi + 8], rcx",
+    "pop rdx",
+    ".cfi_adjust_cfa_offset -8",
+    "9:",
+    "ret 128",
+    ".cfi_endproc",
+    ".hidden crac_clock_syscall_end",
+    ".globl crac_clock_syscall_end",
+    "crac_clock_syscall_end:",
+    ".size crac_clock_syscall, . - crac_clock_syscall",
+    ".popsection",
+    ".purgem crac_clock_take",
+    ".purgem crac_clock_wait",
+    ".purgem crac_clock_timer",
+    added = sym ADDED,
+    real = sym REAL_READ,
+    shifted = sym SHIFTED,
+    clock_of = sym super::waits::clock_of_timer,
+    clocks = const CLOCKS,
+    futex = const libc::SYS_futex,
+    clock_nanosleep = const libc::SYS_clock_nanosleep,
+    timerfd_settime = const libc::SYS_timerfd_settime,
+    timer_settime = const libc::SYS_timer_settime,
+    clock_gettime = const libc::SYS_clock_gettime,
+    futex_command_and_clock = const libc::FUTEX_CLOCK_REALTIME | 0x7f,
+    futex_wait_bitset = const libc::FUTEX_WAIT_BITSET,
+    monotonic = const libc::CLOCK_MONOTONIC,
+    boottime = const libc::CLOCK_BOOTTIME,
+);
+const _: () = assert!(size_of::<Added>() == 16 && libc::CLOCK_MONOTONIC == 1 && libc::CLOCK_BOOTTIME == 7);
+
+/// Address of the shim for `clock_gettime`.
+pub(crate) fn read_address() -> usize {
+    crac_clock_read as *const () as usize
+}
+
+/// Address of the shim for system calls.
+pub(crate) fn syscall_address() -> usize {
+    crac_clock_syscall as *const () as usize
+}
+
+/// Whether a thread stopped at `ip` may hold an offset, or a time that lacks it.
+pub(crate) fn is_between(ip: usize) -> bool {
+    let range = |start: unsafe extern "C" fn(), end: unsafe extern "C" fn()| -> Range<usize> {
+        start as *const () as usize..end as *const () as usize
+    };
+    let plain = [crac_clock_plain as *const () as usize, crac_clock_plain_done as *const () as usize];
+    range(crac_clock_read, crac_clock_read_end).contains(&ip)
+        || range(crac_clock_syscall, crac_clock_syscall_end).contains(&ip) && !plain.contains(&ip) && !is_shifted_wait(ip)
+}
+
+/// Whether a thread that was interrupted in a system call and goes on at `ip` waits by way of the shim.
+pub(crate) fn is_shifted_wait(ip: usize) -> bool {
+    [crac_clock_futex_done, crac_clock_sleep_monotonic_done, crac_clock_sleep_boottime_done]
+        .map(|done: unsafe extern "C" fn()| done as *const () as usize)
+        .contains(&ip)
+}
+
+/// How many absolute waits have led through the shim.
+pub(crate) fn shifted() -> u64 {
+    SHIFTED.0.load(SeqCst)
+}
+
+/// Tells the shim where the real `clock_gettime` is, or will be in the life to come.
+pub(crate) fn set_real_read(address: usize) {
+    REAL_READ.store(address, SeqCst);
+}
+
+/// Sets the offsets: monotonic, raw, boot time. No other thread of the program runs.
+pub(crate) fn set_offsets([monotonic, raw, boottime]: [Offset; 3]) {
+    for (clock, offset) in [
+        (libc::CLOCK_MONOTONIC, monotonic),
+        (libc::CLOCK_MONOTONIC_COARSE, monotonic),
+        (libc::CLOCK_MONOTONIC_RAW, raw),
+        (libc::CLOCK_BOOTTIME, boottime),
+        (libc::CLOCK_BOOTTIME_ALARM, boottime),
+    ] {
+        if let Some(added) = ADDED.0.get(clock as usize) {
+            added.seconds.store(offset.seconds, SeqCst);
+            added.nanoseconds.store(offset.nanoseconds, SeqCst);
+        }
+    }
+}
+
+/// What the service sees on its clocks now.
+pub(crate) fn seen() -> Readings {
+    let seen = |clock: libc::clockid_t| {
+        let added = ADDED.0.get(clock as usize);
+        let offset = added.map_or_else(Offset::default, |added| Offset {
+            seconds: added.seconds.load(SeqCst),
+            nanoseconds: added.nanoseconds.load(SeqCst),
+        });
+        u64::try_from(i128::from(facts::clock_ns(clock)) + offset.ns()).unwrap_or(0)
+    };
+    Readings {
+        monotonic_ns: seen(libc::CLOCK_MONOTONIC),
+        raw_ns: seen(libc::CLOCK_MONOTONIC_RAW),
+        boottime_ns: seen(libc::CLOCK_BOOTTIME),
+    }
+}
+
+/// What the kernel's clocks read now.
+pub(crate) fn kernel() -> Readings {
+    Readings {
+        monotonic_ns: facts::clock_ns(libc::CLOCK_MONOTONIC),
+        raw_ns: facts::clock_ns(libc::CLOCK_MONOTONIC_RAW),
+        boottime_ns: facts::clock_ns(libc::CLOCK_BOOTTIME),
+    }
+}
