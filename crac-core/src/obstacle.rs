@@ -112,9 +112,9 @@ obstacle_kinds! {
         "close it in before_checkpoint and open it again in after_restore";
     IoUring = "io-uring", "An io_uring instance has kernel state that cannot be read back.",
         "drop it in before_checkpoint; build tokio without its `io-uring` feature";
-    Memfd = "memfd", "A memfd is open: its content has no path to come back from.",
-        "close and unmap it in before_checkpoint";
-    Pidfd = "pidfd", "A pidfd refers to a process that does not come back with us.",
+    Memfd = "memfd", "A memfd in huge pages, or one that may change while a copy of the process is saved.",
+        "close and unmap it in before_checkpoint, or checkpoint in another mode than continue";
+    Pidfd = "pidfd", "A pidfd refers to another process, which does not come back with us.",
         "wait for the child in before_checkpoint";
     Inotify = "inotify", "An inotify or fanotify instance has queued events that cannot be read back.",
         "close it in before_checkpoint and watch again in after_restore";
@@ -129,10 +129,10 @@ obstacle_kinds! {
     DescriptorInherited = "descriptor-inherited", "A descriptor inherited from the parent process cannot be opened again by name.",
         "start the service without it, or close it at start";
     // Memory
-    MemoryShared = "memory-shared", "A shared anonymous or memfd mapping.",
-        "unmap it in before_checkpoint and map it again in after_restore";
-    MemoryFileShared = "memory-file-shared", "A writable shared mapping of a file.",
-        "unmap it in before_checkpoint, or map it read-only or private";
+    MemoryShared = "memory-shared", "Shared memory would change while a copy of the process is saved.",
+        "checkpoint in another mode than continue, or unmap it in before_checkpoint and map it again in after_restore";
+    MemoryFileShared = "memory-file-shared", "A writable shared mapping of a file, which may have changed when the image is restored.",
+        "unmap it in before_checkpoint, or set the policy `memory-file-shared:PATH = reopen`";
     MemoryFileDeleted = "memory-file-deleted", "A mapping whose file has been deleted and cannot be referenced.",
         "map the file under a name that stays, or restart the service after an upgrade before the checkpoint";
     MemoryDevice = "memory-device", "A mapping of a device or of kernel-provided memory.",
@@ -148,8 +148,8 @@ obstacle_kinds! {
     // Threads and process
     ThreadUnstoppable = "thread-unstoppable", "A thread could not be stopped in time.",
         "see whether the named thread is stuck in the kernel or blocks the freeze signal";
-    ThreadLock = "thread-lock", "A thread holds a robust or priority-inheritance mutex, which names a thread id that will change.",
-        "release it before the checkpoint";
+    ThreadLock = "thread-lock", "A thread takes or waits for a robust or priority-inheritance mutex: it is about to write its id, which will change.",
+        "let no thread wait for such a mutex during the checkpoint";
     ThreadSyscall = "thread-syscall", "A thread waits in a system call that cannot be resumed.",
         "stop the named thread in before_checkpoint";
     ClockWait = "clock-wait", "A thread waits until a moment of a clock that will be another one, in a way that cannot be corrected.",
@@ -166,12 +166,16 @@ obstacle_kinds! {
         "detach it";
     Breakpoint = "breakpoint", "Program text was changed by a debugger or a uprobe.",
         "remove the breakpoints or uprobes";
-    Timer = "timer", "An interval timer (setitimer) or POSIX timer is armed or exists.",
+    Scheduling = "scheduling", "A thread is scheduled, or its memory placed, in a way it could not be given again.",
+        "return to an ordinary scheduling class and memory policy in before_checkpoint and set it again in after_restore";
+    Timer = "timer", "A POSIX timer (timer_create) exists.",
         "disarm or delete it in before_checkpoint";
     SignalPending = "signal-pending", "A signal is pending and would be lost.",
         "try again; if it stays, find out who blocks that signal";
     Seccomp = "seccomp", "A seccomp filter was installed by this process and cannot be read back without privilege.",
         "install the filter outside the service, so that the restored process inherits it too";
+    Landlock = "landlock", "A Landlock domain was entered by this process and cannot be read back.",
+        "enter it outside the service, so that the restored process is in it too";
     Privilege = "privilege", "Credentials, capabilities or namespaces the restored process could not be given again.",
         "start the service without them";
     Kernel = "kernel", "This kernel lacks something the engine needs.",

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use crac_core::{CaptureProgress, CaptureReport, CaptureRequest, Captured, EngineError, Mode, Stage};
+use crac_core::{CaptureProgress, CaptureReport, CaptureRequest, Captured, EngineError, Mode, Obstacle, ObstacleKind, Stage};
 use crac_sys::{Errno, process, signal};
 
 use crate::{
@@ -63,6 +63,10 @@ pub(crate) fn capture<B: Send + 'static>(
         what: "the restorer stub built into this program is not of the expected form".into(),
         hint: "hint: this is a bug in crac-native's build script".into(),
     })?;
+    if facts::main_thread_has_ended() {
+        let obstacle = Obstacle::new(ObstacleKind::ThreadUnstoppable, "the main thread has ended before the others");
+        return Err(EngineError::Refused(vec![obstacle]));
+    }
     let clock = ClockPlan::make(options);
     let (manifest, program) = manifest::prepare(request, clock.kind, options.downtime)?;
     let image = match request.mode {
@@ -93,6 +97,7 @@ pub(crate) fn capture<B: Send + 'static>(
         clock,
         is_interposed: madvise::is_interposed(),
         obstacles: ObstacleSink::new(&arena),
+        dumpable: 1,
         resume: Resume::default(),
         own_state: ThreadState::default(),
         began,
@@ -100,6 +105,10 @@ pub(crate) fn capture<B: Send + 'static>(
         stage_count: 0,
         outcome: Ok(Saved::Here { bytes: 0 }),
     };
+    // A process that has changed its user may not look at itself in `/proc` any more.
+    let dumpable = process::get_result(libc::PR_GET_DUMPABLE).map_err(failed("reading whether the process can be dumped"))?;
+    process::set_dumpable(1).map_err(failed("looking at the process itself"))?;
+    work.dumpable = dumpable as u32;
     // Of this thread the kernel is told again what `rt_sigreturn` tells it of the others.
     let stack = signal::alternate_stack().map_err(failed("reading the alternate signal stack"))?;
     let mask = signal::set_mask(u64::MAX).map_err(failed("blocking signals"))?;
@@ -116,6 +125,8 @@ pub(crate) fn capture<B: Send + 'static>(
         return Ok(Captured::Restored(restoration));
     }
     HEADER_AT.store(0, Ordering::SeqCst);
+    // Anything but 1 is 0 for whoever may set it, and both are always valid.
+    let _ = process::set_dumpable(usize::from(dumpable == 1));
     // The mask was valid when it was read.
     let _ = signal::set_mask(mask);
     let stages = work.stages();
@@ -162,6 +173,8 @@ struct Work<'a, 'r> {
     /// Whether `madvise` is ours in this program; the answer takes the loader's lock.
     is_interposed: bool,
     obstacles: ObstacleSink<'a>,
+    /// `PR_GET_DUMPABLE` before the capture.
+    dumpable: u32,
     resume: Resume,
     own_state: ThreadState,
     began: Duration,

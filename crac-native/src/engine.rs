@@ -37,13 +37,15 @@ pub(crate) struct Options {
     pub(crate) nameless: bool,
     /// Seccomp filters that were there before the engine.
     pub(crate) filters_at_start: u32,
+    /// Landlock domains that were there before the engine.
+    pub(crate) layers_at_start: u32,
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub(crate) fault: Option<crate::fault::Fault>,
 }
 
 impl NativeEngine {
-    /// An engine with the usual settings. Make it early: seccomp filters that are installed later count as this process's own,
-    /// which a restored process cannot be given again.
+    /// An engine with the usual settings. Make it early: seccomp filters that are installed and Landlock domains that are
+    /// entered later count as this process's own, which a restored process cannot be given again.
     pub fn new() -> Self {
         Self {
             options: Options {
@@ -55,6 +57,7 @@ impl NativeEngine {
                 duplicate_query: true,
                 nameless: true,
                 filters_at_start: filters(),
+                layers_at_start: layers(),
                 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
                 fault: None,
             },
@@ -193,6 +196,14 @@ fn capture(options: &Options, _request: &CaptureRequest<'_>) -> Result<Captured,
         what: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
         instead: "run the service on x86_64 Linux, or use the sim engine in tests".into(),
     })
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+use crate::landlock::layers;
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn layers() -> u32 {
+    0
 }
 
 /// How many seccomp filters are in force; 0 where the kernel does not tell.

@@ -17,8 +17,8 @@ use crac_sys::{
 use crate::{
     arena::{Arena, ArenaVec},
     findings::ObstacleSink,
-    freeze::Parked,
-    layout::{ActionRecord, PrivilegeRecord, ProcessRecord},
+    freeze::ThreadState,
+    layout::{ActionRecord, PrivilegeRecord, ProcessRecord, SettingRecord, setting},
     text::FixedText,
 };
 
@@ -110,7 +110,9 @@ pub(crate) fn process(arena: &Arena, filters_at_start: u32, obstacles: &mut Obst
         no_new_privs: u32::from(status.no_new_privileges),
         seccomp: status.seccomp,
         seccomp_filters: filters,
-        dumpable: get(libc::PR_GET_DUMPABLE),
+        dumpable: 0,
+        landlock_layers: 0,
+        reserved: 0,
     };
     let brk = process::brk();
     let record = ProcessRecord {
@@ -132,7 +134,6 @@ pub(crate) fn process(arena: &Arena, filters_at_start: u32, obstacles: &mut Obst
         membarrier: process::membarrier_registrations(),
         child_subreaper: process::get_int(libc::PR_GET_CHILD_SUBREAPER),
         parent_death_signal: process::get_int(libc::PR_GET_PDEATHSIG),
-        timer_slack_ns: get(libc::PR_GET_TIMERSLACK),
         personality: process::personality(),
         ..ProcessRecord::default()
     };
@@ -144,12 +145,28 @@ fn get_setting(operation: i32) -> u32 {
     process::get_result(operation).map_or(0, |value| u32::try_from(value).unwrap_or(u32::MAX))
 }
 
-fn timers(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
-    for (which, name) in [(libc::ITIMER_REAL, "real"), (libc::ITIMER_VIRTUAL, "virtual"), (libc::ITIMER_PROF, "profiling")] {
-        if process::interval_timer(which).is_ok_and(|timer| timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0) {
-            obstacles.push(ObstacleKind::Timer, format_args!("the {name} interval timer is armed"));
+/// Whether the main thread has ended. The kernel then tells little about the process, in `/proc/self` at least.
+pub(crate) fn main_thread_has_ended() -> bool {
+    let mut text = [0; 1024];
+    let read = fs::open(c"/proc/self/stat", libc::O_RDONLY, 0).and_then(|file| fs::read(file.as_fd(), &mut text));
+    let stat = ProcessStat::parse(text.get(..read.unwrap_or_default()).unwrap_or_default());
+    stat.is_ok_and(|stat| stat.state == b'Z')
+}
+
+/// Interval timers that are armed, with what is left of them.
+pub(crate) fn interval_timers(settings: &mut ArenaVec<'_, SettingRecord>) -> Result<(), Errno> {
+    for which in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        let timer = process::interval_timer(which)?;
+        let nanoseconds = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+        if nanoseconds(timer.it_value) != 0 {
+            let values = [which as u64, nanoseconds(timer.it_interval), nanoseconds(timer.it_value), 0];
+            settings.push(SettingRecord::new(0, setting::INTERVAL_TIMER, values))?;
         }
     }
+    Ok(())
+}
+
+fn timers(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
     // Missing where the kernel has no POSIX timers or no CHECKPOINT_RESTORE; without the latter the freeze fails earlier.
     let Ok(text) = read_all(arena, c"/proc/self/timers") else { return };
     for line in crac_sys::proc::lines(text) {
@@ -186,35 +203,47 @@ fn children(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
 }
 
 /// What cannot be saved about single threads.
-pub(crate) fn threads(arena: &Arena, threads: &[Parked], filters: u32, obstacles: &mut ObstacleSink<'_>) {
-    for thread in threads {
-        let name = name_of(&thread.state.name);
+pub(crate) fn threads<'t>(
+    arena: &Arena,
+    threads: impl Iterator<Item = (i32, &'t ThreadState, Option<&'static str>)>,
+    (filters, layers): (u32, u32),
+    obstacles: &mut ObstacleSink<'_>,
+) {
+    for (tid, state, wait) in threads {
+        let name = name_of(&state.name);
         let owner = format_args!("{name}");
-        if thread.state.errno != 0 {
-            let errno = Errno::new(thread.state.errno);
-            let subject = format_args!("thread {} ({name}) could not read its own state: {errno}", thread.tid);
+        if state.errno != 0 {
+            let errno = Errno::new(state.errno);
+            let subject = format_args!("thread {tid} ({name}) could not read its own state: {errno}");
             obstacles.push_owned(ObstacleKind::Kernel, subject, owner);
         }
-        if thread.state.robust_held != 0 {
-            let subject = format_args!("thread {} ({name}) holds a robust mutex", thread.tid);
+        if state.waits_for_owner != 0 {
+            let subject = format_args!("thread {tid} ({name}) takes or waits for a robust or priority-inheritance mutex");
             obstacles.push_owned(ObstacleKind::ThreadLock, subject, owner);
         }
-        if let Some(call) = thread.wait {
-            let subject =
-                format_args!("thread {} ({name}) waits by a system call of its own, {call}, until a moment", thread.tid);
+        if let Some(call) = wait {
+            let subject = format_args!("thread {tid} ({name}) waits by a system call of its own, {call}, until a moment");
             obstacles.push_owned(ObstacleKind::ClockWait, subject, owner);
         }
+        if state.layers > layers {
+            let subject = format_args!("thread {tid} ({name}) is in {} domain(s) it was not in at first", state.layers - layers);
+            obstacles.push_owned(ObstacleKind::Landlock, subject, owner);
+        }
+        if state.memory_policy != 0 {
+            let subject = format_args!("thread {tid} ({name}) has memory policy {}", state.memory_policy);
+            obstacles.push_owned(ObstacleKind::Scheduling, subject, owner);
+        }
         let mut path = FixedText::<64>::new();
-        let _ = write!(path, "/proc/self/task/{}/status\0", thread.tid);
+        let _ = write!(path, "/proc/self/task/{tid}/status\0");
         let path = CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
         let Ok(text) = read_all(arena, path) else { continue };
         let Ok(status) = ProcessStatus::parse(text) else { continue };
         for signal in status.pending.iter().filter(|signal| is_missed(*signal)) {
-            let subject = format_args!("signal {signal} is pending for thread {} ({name})", thread.tid);
+            let subject = format_args!("signal {signal} is pending for thread {tid} ({name})");
             obstacles.push_owned(ObstacleKind::SignalPending, subject, owner);
         }
         if status.seccomp_filters.is_some_and(|own| own > filters) {
-            let subject = format_args!("thread {} ({name}) has filters of its own", thread.tid);
+            let subject = format_args!("thread {tid} ({name}) has filters of its own");
             obstacles.push_owned(ObstacleKind::Seccomp, subject, owner);
         }
     }

@@ -18,9 +18,9 @@ use crac_core::ImageId;
 use crate::{
     descriptors,
     layout::{
-        ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, PAGE, RangeRecord, RunRecord,
-        STAGING_BYTES, Section, Text, ThreadRecord, VERSION, clock,
-        descriptors::{DescriptorRecord, sound},
+        ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, ObjectRecord, PAGE, RangeRecord,
+        RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, VERSION, advice, clock,
+        descriptors::{DescriptorRecord, Memfd, kind, sound},
         downtime, run,
         xxh64::{Xxh64, xxh64},
     },
@@ -46,6 +46,8 @@ pub struct Image {
     threads: Vec<ThreadRecord>,
     descriptors: Vec<DescriptorRecord>,
     descriptor_blob: Vec<u8>,
+    settings: Vec<SettingRecord>,
+    object_runs: Vec<RunRecord>,
 }
 
 impl Image {
@@ -113,7 +115,7 @@ impl Image {
 
     /// Bytes of memory that come from the image.
     pub fn data_bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.end - run.start).sum()
+        self.runs.iter().chain(&self.object_runs).map(|run| run.end - run.start).sum()
     }
 
     /// How many mappings the restored process gets, at most.
@@ -152,6 +154,10 @@ impl Image {
     /// Paths of files that must be unchanged at the restore because the image refers to them.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|(path, _)| path.as_str())
+    }
+
+    pub(crate) fn settings(&self) -> &[SettingRecord] {
+        &self.settings
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -277,6 +283,16 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     let threads: Vec<ThreadRecord> = records(section(header.threads).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let actions: Vec<ActionRecord> = records(section(header.actions).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let descriptors: Vec<DescriptorRecord> = records(section(header.descriptors).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let settings: Vec<SettingRecord> = records(section(header.settings).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let objects: Vec<ObjectRecord> = records(section(header.objects).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let object_runs: Vec<RunRecord> = records(section(header.object_runs).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let owners: Vec<u64> = records(section(header.owners).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    ensure(
+        owners
+            .iter()
+            .all(|at| at.is_multiple_of(8) && (*at == 0 || runs.iter().any(|run| run.start <= *at && *at + 40 <= run.end))),
+        "the place of a held mutex",
+    )?;
     let descriptor_blob = section(header.descriptor_blob).ok_or(wrong(outside))?;
     ensure(sound(&descriptors, descriptor_blob), "the descriptors")?;
     let greatest = descriptors.last().map_or(-1, |record| record.number);
@@ -309,7 +325,8 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     ensure(free(header.vdso.start, header.vdso.start.saturating_add(vdso_bytes.unwrap_or(0))), "the vdso's place")?;
     for mapping in &mappings {
         let anonymous = mapping.flags & libc::MAP_ANONYMOUS as u32 != 0;
-        ensure(anonymous || (mapping.file as usize) < files.len(), "a mapping's file")?;
+        let referred = if mapping.advice & advice::OBJECT != 0 { objects.len() } else { files.len() };
+        ensure(anonymous || (mapping.file as usize) < referred, "a mapping's file")?;
         ensure(mapping.protection <= 7 && mapping.flags & libc::MAP_FIXED as u32 == 0, "a mapping's flags")?;
     }
     let mut data_at = header.data_offset;
@@ -318,8 +335,26 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         ensure(record.protection <= 7 && record.flags & !(run::COPY | run::ANONYMOUS) == 0, "a run's flags")?;
         data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
     }
+    for record in &object_runs {
+        let whole = record.start.is_multiple_of(PAGE) && record.end.is_multiple_of(PAGE) && record.start < record.end;
+        ensure(whole && record.end <= i64::MAX as u64 && (record.protection as usize) < objects.len(), "a run of shared memory")?;
+        ensure(record.data_offset == data_at && record.flags == 0, "the place of shared memory in the file")?;
+        data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
+    }
     ensure(data_at == header.file_bytes, "the size of the page data")?;
+    ensure(objects.iter().all(|object| text_at(object.name).is_some()), "the name of shared memory")?;
+    ensure(
+        descriptors.iter().filter(|record| record.kind == kind::MEMFD).all(|record| {
+            let detail = record.detail::<Memfd>(descriptor_blob);
+            detail.is_some_and(|detail| objects.iter().any(|object| object.inode == detail.inode))
+        }),
+        "a memfd's memory",
+    )?;
     ensure(!threads.is_empty(), "there is no thread")?;
+    ensure(
+        settings.iter().all(|record| record.tid == 0 || threads.iter().any(|thread| thread.tid == record.tid)),
+        "a setting's thread",
+    )?;
     ensure(
         threads.iter().all(|thread| {
             thread.resume_sp > PAGE
@@ -345,6 +380,8 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         threads,
         descriptors,
         descriptor_blob: descriptor_blob.to_vec(),
+        settings,
+        object_runs,
         header,
     })
 }
@@ -357,7 +394,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
 pub fn verify(file: &File) -> Result<Image, ImageError> {
     let image = Image::read(file)?;
     let mut buffer = vec![0; 1 << 20];
-    for record in &image.runs {
+    for record in image.runs.iter().chain(&image.object_runs) {
         let mut sum = Xxh64::new();
         let (mut at, bytes) = (0, record.end - record.start);
         while at < bytes {

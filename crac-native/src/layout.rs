@@ -161,8 +161,16 @@ pub struct Header {
     pub descriptors: Section,
     /// What the descriptor records refer to.
     pub descriptor_blob: Section,
+    /// [`SettingRecord`]s.
+    pub settings: Section,
+    /// [`ObjectRecord`]s.
+    pub objects: Section,
+    /// [`RunRecord`]s of objects, behind those of mappings.
+    pub object_runs: Section,
+    /// Addresses of held mutexes, the first of [`OWNERS_MAX`] places; the rest is zero.
+    pub owners: Section,
 }
-const _: () = assert!(size_of::<Header>() == 680 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 752 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// [`Header::clock`].
@@ -228,8 +236,11 @@ pub struct PrivilegeRecord {
     pub seccomp: u32,
     pub seccomp_filters: u32,
     pub dumpable: u32,
+    /// Landlock domains that the service was started in.
+    pub landlock_layers: u32,
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<PrivilegeRecord>() == 80 && align_of::<PrivilegeRecord>() == 8);
+const _: () = assert!(size_of::<PrivilegeRecord>() == 88 && align_of::<PrivilegeRecord>() == 8);
 
 /// Process-wide settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,8 +259,8 @@ pub struct ProcessRecord {
     pub child_subreaper: u32,
     /// `PR_SET_PDEATHSIG`.
     pub parent_death_signal: u32,
-    /// Nanoseconds, saturated (`PR_SET_TIMERSLACK`).
-    pub timer_slack_ns: u32,
+    /// `MCL_*` for what is mapped later (`mlockall(2)`).
+    pub lock_future: u32,
     /// `personality(2)`.
     pub personality: u32,
     /// The greatest descriptor number in the table; -1 if there is none.
@@ -283,9 +294,25 @@ pub mod advice {
     pub const HUGE_PAGES: u32 = 1 << 3;
     pub const NO_HUGE_PAGES: u32 = 1 << 4;
     pub const MERGEABLE: u32 = 1 << 5;
+    pub const RANDOM: u32 = 1 << 6;
+    pub const SEQUENTIAL: u32 = 1 << 7;
+    /// Not advice but `mlock2(2)`, last of all.
+    pub const LOCKED: u32 = 1 << 8;
+    /// With [`LOCKED`]: only what is touched.
+    pub const LOCKED_ON_FAULT: u32 = 1 << 9;
+    /// Not advice either: [`super::MappingRecord::file`] is an index into the objects.
+    pub const OBJECT: u32 = 1 << 10;
     /// Every bit with the number that `madvise(2)` has for it.
-    pub const NUMBERS: [(u32, u32); 6] =
-        [(WIPE_ON_FORK, 18), (DONT_FORK, 10), (DONT_DUMP, 16), (HUGE_PAGES, 14), (NO_HUGE_PAGES, 15), (MERGEABLE, 12)];
+    pub const NUMBERS: [(u32, u32); 8] = [
+        (WIPE_ON_FORK, 18),
+        (DONT_FORK, 10),
+        (DONT_DUMP, 16),
+        (HUGE_PAGES, 14),
+        (NO_HUGE_PAGES, 15),
+        (MERGEABLE, 12),
+        (RANDOM, 1),
+        (SEQUENTIAL, 2),
+    ];
 }
 
 /// A stretch of memory whose content is in the image, inside one mapping.
@@ -312,6 +339,23 @@ pub mod run {
     pub const ANONYMOUS: u32 = 1 << 1;
 }
 
+/// Memory that mappings or descriptors share: a memfd, or shared anonymous memory, which comes back as one.
+///
+/// Its content is that of the object runs with its index in [`RunRecord::protection`], which start and end at offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ObjectRecord {
+    /// Inode in the captured life, by which descriptors name it.
+    pub inode: u64,
+    pub size: u64,
+    pub name: Text,
+    /// `F_SEAL_*`.
+    pub seals: u32,
+    /// Permissions.
+    pub mode: u32,
+}
+const _: () = assert!(size_of::<ObjectRecord>() == 32 && align_of::<ObjectRecord>() == 8);
+
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -331,8 +375,30 @@ pub struct FileRecord {
     pub size: u64,
     pub modified_s: i64,
     pub modified_ns: u64,
+    /// Bits of [`file`].
+    pub flags: u64,
 }
-const _: () = assert!(size_of::<FileRecord>() == 48 && align_of::<FileRecord>() == 8);
+const _: () = assert!(size_of::<FileRecord>() == 56 && align_of::<FileRecord>() == 8);
+
+/// [`FileRecord::flags`].
+pub mod file {
+    /// A mapping may write to it.
+    pub const WRITTEN: u64 = 1;
+    /// Its content may be another one by now, as long as it has not become shorter.
+    pub const MAY_CHANGE: u64 = 1 << 1;
+}
+
+impl FileRecord {
+    /// Whether a file with this identity may stand for the recorded one.
+    pub fn is_same(&self, device: u64, inode: u64, size: u64, modified: (i64, u64)) -> bool {
+        let content = if self.flags & file::MAY_CHANGE != 0 {
+            size >= self.size
+        } else {
+            size == self.size && modified == (self.modified_s, self.modified_ns)
+        };
+        (device, inode) == (self.device, self.inode) && content
+    }
+}
 
 /// A thread, parked in the engine's signal handler (or, the capturing one, in `capture`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -370,6 +436,61 @@ pub struct ActionRecord {
     pub reserved: u32,
 }
 const _: () = assert!(size_of::<ActionRecord>() == 40 && align_of::<ActionRecord>() == 8);
+
+/// Something the process has set about itself or one of its threads since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SettingRecord {
+    /// The thread in the captured life; 0 for the process.
+    pub tid: i32,
+    /// One of [`setting`].
+    pub kind: u32,
+    pub values: [u64; 4],
+}
+const _: () = assert!(size_of::<SettingRecord>() == 40 && align_of::<SettingRecord>() == 8);
+
+/// [`SettingRecord::kind`], and what its values are.
+pub mod setting {
+    /// Resource, soft limit, hard limit.
+    pub const LIMIT: u32 = 1;
+    /// Policy, nice value, priority, flags (`sched_setattr(2)`).
+    pub const SCHEDULE: u32 = 2;
+    /// Number of the first word of the mask, three words of it.
+    pub const AFFINITY: u32 = 3;
+    /// As `ioprio_set(2)` has it.
+    pub const IO_PRIORITY: u32 = 4;
+    /// Nanoseconds.
+    pub const TIMER_SLACK: u32 = 5;
+    /// `oom_score_adj`.
+    pub const OOM_SCORE: u32 = 6;
+    /// `coredump_filter`.
+    pub const CORE_FILTER: u32 = 7;
+    /// `PR_SET_MDWE`.
+    pub const WRITE_OR_EXECUTE: u32 = 8;
+    /// Number of the first group in its lower half, how many groups there are in its upper; six groups.
+    pub const GROUPS: u32 = 9;
+    /// Which interval timer; nanoseconds of its interval, and until it fires.
+    pub const INTERVAL_TIMER: u32 = 10;
+}
+
+/// How many held mutexes can be noted whose owner has to be renamed.
+pub const OWNERS_MAX: usize = 512;
+
+/// How many supplementary groups can be brought back.
+pub const GROUPS_MAX: usize = 192;
+
+impl SettingRecord {
+    pub const fn new(tid: i32, kind: u32, values: [u64; 4]) -> Self {
+        Self { tid, kind, values }
+    }
+
+    /// Six supplementary groups from `first` on.
+    pub fn groups(first: usize, count: usize, groups: &[u32]) -> Self {
+        let group = |at: usize| groups.get(first + at).map_or(0, |group| *group as u64);
+        let two = |at: usize| group(at) | group(at + 1) << 32;
+        Self::new(0, setting::GROUPS, [first as u64 | (count as u64) << 32, two(0), two(2), two(4)])
+    }
+}
 
 /// What the stub leaves for the engine at [`Header::handover_at`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -437,6 +558,9 @@ pub struct DescriptorStep<'a> {
     pub blob: &'a [u8],
     /// The open image: above every recorded number, closed by the caller.
     pub image_fd: i32,
+    /// What shared memory there is, and the descriptor of the first of it; those of the others follow. Closed by the caller.
+    pub objects: &'a [ObjectRecord],
+    pub object_fd: i32,
     /// Monotonic time of the capture in nanoseconds, for timers.
     pub captured_monotonic_ns: u64,
     /// The vector of the new process's environment: pointers to `NAME=VALUE`, NUL-terminated strings; ends with a null.

@@ -31,12 +31,17 @@
 //!
 //! # What is not saved
 //!
-//! Obstacles are found while everything stands still and are reported together: shared anonymous memory, writable shared file
-//! mappings, locked memory, interval and POSIX timers, pending signals, children, a tracer, seccomp filters installed after the
-//! engine was made, and the descriptors that [`ObstacleKind`](crac_core::ObstacleKind) lists. Thread ids change, so a held
-//! robust mutex is an obstacle, and a recursive or error-checking mutex of the C library must not be held.
-//! `MADV_WIPEONFORK` memory comes back empty, as after a fork. CPU affinity, scheduling classes and resource limits are those
-//! of whoever runs the image.
+//! Obstacles are found while everything stands still and are reported together: POSIX timers, pending signals, children, a
+//! tracer, breakpoints, seccomp filters and Landlock domains that came after the engine was made, namespaces that were entered,
+//! writable shared mappings of files, and the descriptors that [`ObstacleKind`](crac_core::ObstacleKind) lists. Memory that is
+//! shared inside the process alone comes back as memfds, still shared. `MADV_WIPEONFORK` memory comes back empty, as after a fork.
+//!
+//! Thread ids change. Held mutexes of the C library that know their owner by it - recursive, error-checking, robust,
+//! priority-inheriting - get the new one; a thread that is about to take one of the last two is an obstacle.
+//!
+//! What the service was *started* with - resource limits, nice value, scheduling class, processors, I/O priority, groups, the
+//! score for the out-of-memory killer - is that of whoever runs the image, as at a cold start. What it has *set* since is
+//! brought back, or the image does not fit. `docs/features.md` has the whole list, feature by feature.
 
 mod clock;
 mod engine;
@@ -64,12 +69,18 @@ mod freeze;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod image;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod landlock;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[allow(missing_docs, reason = "plain records; their fields' names and the format's drawing say it")]
 pub mod layout;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod madvise;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod manifest;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod objects;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod owners;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pages;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -80,6 +91,8 @@ mod record;
 pub mod restore;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod resumed;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod settings;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod stub;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -37,6 +37,8 @@ pub(crate) enum Class {
     FilePrivate,
     /// A shared mapping of a file that cannot be written: referred to.
     FileShared,
+    /// A mapping of memory without a file that others may share: comes back as a memfd.
+    Memory,
 }
 
 /// Decides about `entry`. `image` is the file this life came from, if any; `is_object` tells whether a file is mapped
@@ -55,15 +57,10 @@ pub(crate) fn classify(entry: &SmapsEntry<'_>, image: Option<BackingFile>, is_ob
         MappingName::Sysv => return Class::Refused(Kind::MemorySysv),
         MappingName::AnonInode(b"[io_uring]") => return Class::Refused(Kind::IoUring),
         MappingName::AnonInode(_) => return Class::Refused(Kind::MemoryDevice),
-        MappingName::SharedAnonymous | MappingName::SharedNamed(_) => return Class::Refused(Kind::MemoryShared),
-        MappingName::Memfd(_) if mapping.shared => return Class::Refused(Kind::MemoryShared),
         _ => {}
     }
     if entry.protection_key != 0 || flags.contains(b"ss") {
         return Class::Refused(Kind::Cpu);
-    }
-    if flags.contains(b"lo") {
-        return Class::Refused(Kind::MemoryLocked);
     }
     if flags.contains(b"io") || flags.contains(b"pf") {
         return Class::Refused(Kind::MemoryDevice);
@@ -86,8 +83,10 @@ pub(crate) fn classify(entry: &SmapsEntry<'_>, image: Option<BackingFile>, is_ob
         MappingName::File { path, .. } if path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") => {
             Class::Refused(Kind::MemoryDevice)
         }
-        MappingName::File { .. } | MappingName::Memfd(_) if is_object && !mapping.shared => Class::Object,
-        MappingName::File { deleted: true, .. } | MappingName::Memfd(_) => Class::Refused(Kind::MemoryFileDeleted),
+        MappingName::SharedAnonymous | MappingName::SharedNamed(_) | MappingName::Memfd(_) if mapping.shared => Class::Memory,
+        MappingName::Memfd(_) | MappingName::File { deleted: true, .. } if !mapping.shared => Class::Object,
+        MappingName::File { .. } if is_object && !mapping.shared => Class::Object,
+        MappingName::File { deleted: true, .. } => Class::Refused(Kind::MemoryFileDeleted),
         MappingName::File { .. } if mapping.shared && mapping.write => Class::Refused(Kind::MemoryFileShared),
         MappingName::File { .. } if mapping.shared => Class::FileShared,
         MappingName::File { .. } => Class::FilePrivate,
@@ -108,7 +107,7 @@ pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>, st
     const MAP_DROPPABLE: i32 = 0x08;
     let (mapping, vm_flags) = (&entry.mapping, &entry.flags);
     let has = |flag: &[u8; 2], bit: i32| if vm_flags.contains(flag) { bit } else { 0 };
-    let shape = if class == Class::FileShared {
+    let shape = if matches!(class, Class::FileShared | Class::Memory) {
         libc::MAP_SHARED
     } else if vm_flags.contains(b"dp") {
         MAP_DROPPABLE
@@ -123,6 +122,10 @@ pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>, st
         (b"hg", advice::HUGE_PAGES),
         (b"nh", advice::NO_HUGE_PAGES),
         (b"mg", advice::MERGEABLE),
+        (b"rr", advice::RANDOM),
+        (b"sr", advice::SEQUENTIAL),
+        (b"lo", advice::LOCKED),
+        (b"lf", advice::LOCKED_ON_FAULT),
     ];
     let as_stack = stack_flag && file.is_none() && vm_flags.contains(b"nh");
     // The kernel sets DONTDUMP itself with droppable memory, and lets nobody change it there.
@@ -135,7 +138,7 @@ pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>, st
         protection: protection(entry),
         flags: (shape | anonymous | stack | has(b"nr", libc::MAP_NORESERVE)) as u32,
         file: file.unwrap_or(0),
-        advice: advised.fold(0, |all, (_, bit)| all | bit),
+        advice: advised.fold(0, |all, (_, bit)| all | bit) | if class == Class::Memory { advice::OBJECT } else { 0 },
         file_offset: if file.is_some() { mapping.offset } else { 0 },
     }
 }
@@ -194,15 +197,17 @@ mod tests {
         for (line, flags, is_object, class) in [
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr mr mw me ac", false, Class::Anonymous),
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr wf", false, Class::Forgotten),
-            ("1000-2000 rw-p 00000000 00:00 0", "rd wr lo", false, Class::Refused(Kind::MemoryLocked)),
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr lo", false, Class::Anonymous),
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr ht", false, Class::Refused(Kind::MemoryOther)),
-            ("1000-2000 rw-s 00000000 00:01 9 /dev/zero (deleted)", "sh", false, Class::Refused(Kind::MemoryShared)),
-            ("1000-2000 rw-s 00000000 00:01 9 /memfd:x (deleted)", "sh", false, Class::Refused(Kind::MemoryShared)),
+            ("1000-2000 rw-s 00000000 00:01 9 /dev/zero (deleted)", "sh", false, Class::Memory),
+            ("1000-2000 rw-s 00000000 00:01 9 /memfd:x (deleted)", "sh", false, Class::Memory),
+            ("1000-2000 rw-p 00000000 00:01 9 /memfd:x (deleted)", "", false, Class::Object),
             ("1000-2000 rw-s 00000000 00:01 9 /SYSV00000000 (deleted)", "sh", false, Class::Refused(Kind::MemorySysv)),
             ("1000-2000 rw-s 00000000 08:01 9 /data/x", "sh", false, Class::Refused(Kind::MemoryFileShared)),
             ("1000-2000 r--s 00000000 08:01 9 /data/x", "sh", false, Class::FileShared),
             ("1000-2000 rw-p 00000000 08:01 9 /data/x", "", false, Class::FilePrivate),
-            ("1000-2000 rw-p 00000000 08:01 9 /data/x (deleted)", "", false, Class::Refused(Kind::MemoryFileDeleted)),
+            ("1000-2000 rw-p 00000000 08:01 9 /data/x (deleted)", "", false, Class::Object),
+            ("1000-2000 r--s 00000000 08:01 9 /data/x (deleted)", "sh", false, Class::Refused(Kind::MemoryFileDeleted)),
             ("1000-2000 r--p 00000000 08:01 9 /lib/x.so (deleted)", "", true, Class::Object),
             ("1000-2000 r--p 00000000 08:01 77 /tmp/x.crac (deleted)", "", false, Class::Image),
             ("1000-2000 r--p 00000000 00:06 3 /dev/fb0", "", false, Class::Refused(Kind::MemoryDevice)),

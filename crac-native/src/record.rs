@@ -4,7 +4,8 @@
 use std::{mem, slice};
 
 use crate::layout::{
-    ActionRecord, Boot, FileRecord, Header, MappingRecord, RangeRecord, RunRecord, ThreadRecord, descriptors::DescriptorRecord,
+    ActionRecord, Boot, FileRecord, Header, MappingRecord, ObjectRecord, RangeRecord, RunRecord, SettingRecord, ThreadRecord,
+    descriptors::DescriptorRecord,
 };
 
 /// A record of the layout.
@@ -56,3 +57,9 @@ unsafe impl Record for ThreadRecord {}
 unsafe impl Record for ActionRecord {}
 // SAFETY: as above.
 unsafe impl Record for DescriptorRecord {}
+// SAFETY: as above.
+unsafe impl Record for u64 {}
+// SAFETY: as above.
+unsafe impl Record for SettingRecord {}
+// SAFETY: as above.
+unsafe impl Record for ObjectRecord {}

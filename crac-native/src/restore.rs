@@ -20,7 +20,7 @@ use crac_sys::process;
 use crate::{
     exec,
     image::{Image, ImageError},
-    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, cpu, xxh64::xxh64},
+    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, cpu, setting, xxh64::xxh64},
     manifest::Executable,
 };
 
@@ -109,6 +109,7 @@ impl Restore {
         })?;
         mismatches.extend(host(&image));
         mismatches.extend(privileges(&image));
+        mismatches.extend(limits(&image));
         mismatches.extend(files(&image));
         let changed = image.changed_files().into_iter();
         mismatches.extend(changed.map(|what| Mismatch { verdict: Verdict::StartCold, what }));
@@ -219,7 +220,26 @@ fn privileges(image: &Image) -> Vec<Mismatch> {
     if recorded.seccomp != 0 && filters < recorded.seccomp_filters {
         reasons.push(cold(format!("the service ran under {} seccomp filter(s), here are {filters}", recorded.seccomp_filters)));
     }
+    if recorded.landlock_layers > crate::landlock::layers() {
+        reasons.push(cold("the service ran in Landlock domains that are missing here".into()));
+    }
     reasons
+}
+
+/// Resource limits that the service has set, and that may not be set here.
+fn limits(image: &Image) -> Vec<Mismatch> {
+    const CAP_SYS_RESOURCE: u64 = 24;
+    if image.header().privileges.effective >> CAP_SYS_RESOURCE & 1 == 1 {
+        return Vec::new();
+    }
+    let set = image.settings().iter().filter(|record| record.kind == setting::LIMIT);
+    let reasons = set.filter_map(|record| {
+        let [resource, soft, hard, _] = record.values;
+        let [_, here] = process::limit(u32::try_from(resource).ok()?).unwrap_or_default();
+        let what = format!("the service had set resource limit {resource} to {soft}, here it may be at most {here}");
+        (soft > hard.min(here)).then_some(Mismatch { verdict: Verdict::StartCold, what })
+    });
+    reasons.collect()
 }
 
 fn files(image: &Image) -> Vec<Mismatch> {
@@ -228,12 +248,8 @@ fn files(image: &Image) -> Vec<Mismatch> {
         let what = match std::fs::metadata(path) {
             Err(error) => format!("the mapped file {path} cannot be found: {error}"),
             Ok(found) => {
-                let same = found.dev() == record.device
-                    && found.ino() == record.inode
-                    && found.size() == record.size
-                    && found.mtime() == record.modified_s
-                    && found.mtime_nsec() as u64 == record.modified_ns;
-                if same {
+                let modified = (found.mtime(), found.mtime_nsec() as u64);
+                if record.is_same(found.dev(), found.ino(), found.size(), modified) {
                     continue;
                 }
                 format!("the mapped file {path} has changed since the checkpoint")

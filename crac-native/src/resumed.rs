@@ -13,8 +13,8 @@ use crate::{
         shim,
     },
     freeze,
-    layout::{Handover, Header, RunRecord, Section, Step, clock, downtime},
-    madvise,
+    layout::{Handover, Header, RunRecord, Section, SettingRecord, Step, ThreadRecord, clock, downtime},
+    madvise, owners, settings,
 };
 
 /// Waits for the other threads, lets them go on, and reports. `mask` and `stack` are the capturing thread's own signal mask and
@@ -31,6 +31,16 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, s
     // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
     let installed = madvise::install(runs);
+    // SAFETY: as above.
+    let settings = unsafe { table::<SettingRecord>(header_at, header.settings) };
+    // SAFETY: as above.
+    let threads = unsafe { table::<ThreadRecord>(header_at, header.threads) };
+    settings::begin_life(settings, threads.first().map_or(0, |main| main.tid));
+    // SAFETY: as above.
+    let held = unsafe { table::<u64>(header_at, header.owners) };
+    let held = held.split(|address| *address == 0).next().unwrap_or_default();
+    // SAFETY: noted at the capture of this very memory; every thread has arrived, with its id in place, and none goes on.
+    unsafe { owners::rename(held, threads) };
     freeze::release_restored();
     // SAFETY: this thread's own alternate stack, as it was registered before.
     let registered = unsafe { signal::set_alternate_stack(stack) };

@@ -1,8 +1,8 @@
 //! Facts and plan put into the records of an image.
 
-use std::ffi::CStr;
+use std::{ffi::CStr, os::fd::AsFd};
 
-use crac_core::ObstacleKind;
+use crac_core::{Action, ObstacleKind, Policy};
 use crac_sys::{
     Errno, fs,
     proc::{MappingName, SmapsEntry},
@@ -10,10 +10,12 @@ use crac_sys::{
 
 use crate::{
     arena::{Arena, ArenaVec},
+    descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, run},
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, run},
     madvise,
+    objects::Objects,
     pages::{Found, Pages, Wanted},
     plan::{self, BackingFile, Class},
 };
@@ -27,6 +29,8 @@ pub(crate) struct Memory<'a> {
     pub(crate) indirect: ArenaVec<'a, u8>,
     pub(crate) guards: ArenaVec<'a, RangeRecord>,
     pub(crate) files: ArenaVec<'a, FileRecord>,
+    /// Memory that mappings or descriptors share.
+    pub(crate) objects: Objects<'a>,
     pub(crate) text: ArenaVec<'a, u8>,
     pub(crate) vdso: VdsoRecord,
     /// Page data that is not in memory: where it belongs, and the bytes. A copy of the vdso, for its place in another life.
@@ -40,7 +44,7 @@ const MAPPINGS_MAX: usize = 40_000;
 
 /// What the memory is planned from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sources<'a> {
+pub(crate) struct Sources<'a, 's> {
     pub(crate) arena: &'a Arena,
     pub(crate) entries: &'a [SmapsEntry<'a>],
     /// The file of the image this life came from.
@@ -49,11 +53,18 @@ pub(crate) struct Sources<'a> {
     pub(crate) stack_flag: bool,
     /// The vdso, if a copy is to take its place.
     pub(crate) stand_in: Option<&'a [u8]>,
+    pub(crate) policy: &'s Policy,
+    /// Memory behind open memfds.
+    pub(crate) memories: &'s [descriptors::Memory<'a>],
 }
 
 impl<'a> Memory<'a> {
     /// Plans every mapping. What cannot be saved goes to `obstacles`.
-    pub(crate) fn plan(sources: &Sources<'a>, pages: &mut Pages<'a>, obstacles: &mut ObstacleSink<'_>) -> Result<Self, Problem> {
+    pub(crate) fn plan(
+        sources: &Sources<'a, '_>,
+        pages: &mut Pages<'a>,
+        obstacles: &mut ObstacleSink<'_>,
+    ) -> Result<Self, Problem> {
         let mut gap = GAP;
         loop {
             let before = obstacles.len();
@@ -66,7 +77,7 @@ impl<'a> Memory<'a> {
     }
 
     fn plan_with(
-        sources: &Sources<'a>,
+        sources: &Sources<'a, '_>,
         pages: &mut Pages<'a>,
         gap: u64,
         obstacles: &mut ObstacleSink<'_>,
@@ -78,23 +89,32 @@ impl<'a> Memory<'a> {
             indirect: ArenaVec::new(arena),
             guards: ArenaVec::new(arena),
             files: ArenaVec::new(arena),
+            objects: Objects::new(arena),
             text: ArenaVec::new(arena),
             vdso: vdso(sources.entries),
             stand_in: None,
         };
+        for opened in sources.memories {
+            let name = memory.add_text(opened.name)?;
+            memory.objects.opened(opened, name)?;
+        }
         let mut objects = ArenaVec::new(arena);
         for entry in sources.entries.iter().filter(|entry| entry.mapping.execute && entry.mapping.inode != 0) {
             objects.push((entry.mapping.device, entry.mapping.inode))?;
         }
-        let mut ranges = ArenaVec::new(arena);
+        let (mut ranges, mut changed) = (ArenaVec::new(arena), ArenaVec::new(arena));
         for entry in sources.entries {
             let mapping = &entry.mapping;
             if arena.ranges().any(|scratch| scratch.start as u64 <= mapping.start && mapping.end <= scratch.end as u64) {
                 continue;
             }
             let is_object = objects.contains(&(mapping.device, mapping.inode));
-            let class = plan::classify(entry, sources.image, is_object);
+            let class = match plan::classify(entry, sources.image, is_object) {
+                Class::Refused(ObstacleKind::MemoryFileShared) if is_reopened(sources.policy, entry) => Class::FileShared,
+                class => class,
+            };
             ranges.clear();
+            changed.clear();
             let first_guard = memory.guards.len();
             let mut found = Found { pages: &mut ranges, guards: &mut memory.guards };
             let (start, end) = (mapping.start as usize, mapping.end as usize);
@@ -121,11 +141,29 @@ impl<'a> Memory<'a> {
                 Class::Image | Class::Object => {
                     // All that can be read is saved: a mapping may reach beyond the end of its file, or have guards in it.
                     pages.find(start, end, Wanted::Changed, &mut found)?;
+                    if mapping.execute {
+                        changed.extend_from_slice(&ranges)?;
+                    }
                     ranges.clear();
                     ranges.push(RangeRecord { start: mapping.start, end: end_of_file(entry, class).min(mapping.end) })?;
                     subtract(&mut ranges, &memory.guards[first_guard..], arena)?;
                 }
-                Class::FilePrivate | Class::FileShared => match memory.file(entry)? {
+                Class::Memory => {
+                    let at = match memory.objects.index(mapping.inode) {
+                        Some(at) => at,
+                        None => {
+                            let name = match mapping.name() {
+                                MappingName::Memfd(name) => name,
+                                _ => b"shared",
+                            };
+                            let name = memory.add_text(name)?;
+                            memory.objects.closed(mapping.inode, name)?
+                        }
+                    };
+                    file = Some(at);
+                    memory.objects.add(at, entry)?;
+                }
+                Class::FilePrivate | Class::FileShared => match memory.file(entry, is_reopened(sources.policy, entry))? {
                     Some(index) => {
                         file = Some(index);
                         if class == Class::FilePrivate {
@@ -138,6 +176,9 @@ impl<'a> Memory<'a> {
                         continue;
                     }
                 },
+            }
+            if let Some(address) = breakpoint(entry, class, &changed)? {
+                obstacles.push(ObstacleKind::Breakpoint, format_args!("at {address:#x}"));
             }
             let record = plan::record(entry, class, file, sources.stack_flag);
             let grows = entry.flags.contains(b"gd") && file.is_none();
@@ -161,7 +202,7 @@ impl<'a> Memory<'a> {
             }
         }
         let mut offset = 0;
-        for run in memory.runs.iter_mut() {
+        for run in memory.runs.iter_mut().chain(memory.objects.runs.iter_mut()) {
             run.data_offset = offset;
             offset += run.end - run.start;
         }
@@ -170,7 +211,8 @@ impl<'a> Memory<'a> {
 
     /// Bytes of page data.
     pub(crate) fn data_bytes(&self) -> u64 {
-        self.runs.last().map_or(0, |run| run.data_offset + (run.end - run.start))
+        let last = self.objects.runs.last().or(self.runs.last());
+        last.map_or(0, |run| run.data_offset + (run.end - run.start))
     }
 
     /// Adds a NUL-terminated text.
@@ -183,10 +225,16 @@ impl<'a> Memory<'a> {
     }
 
     /// The index of the file a mapping refers to, if it is still there under its name.
-    fn file(&mut self, entry: &SmapsEntry<'_>) -> Result<Option<u32>, Errno> {
+    fn file(&mut self, entry: &SmapsEntry<'_>, may_change: bool) -> Result<Option<u32>, Errno> {
         let MappingName::File { path, deleted: false } = entry.mapping.name() else { return Ok(None) };
+        let may_write = entry.mapping.shared && entry.flags.contains(b"mw");
+        let flags =
+            if may_write { file::WRITTEN } else { 0 } | if entry.mapping.shared && may_change { file::MAY_CHANGE } else { 0 };
         let known = self.files.iter().position(|file| self.text_of(file.path) == path);
         if let Some(index) = known {
+            if let Some(file) = self.files.get_mut(index) {
+                file.flags |= flags;
+            }
             return Ok(Some(index as u32));
         }
         let text = self.add_text(path)?;
@@ -202,6 +250,7 @@ impl<'a> Memory<'a> {
             size: stat.st_size as u64,
             modified_s: stat.st_mtime,
             modified_ns: stat.st_mtime_nsec as u64,
+            flags,
         })?;
         Ok(Some(self.files.len() as u32 - 1))
     }
@@ -213,10 +262,10 @@ impl<'a> Memory<'a> {
 
 /// The address up to which a mapping is backed by its file. Beyond it, access is an error.
 fn end_of_file(entry: &SmapsEntry<'_>, class: Class) -> u64 {
-    let MappingName::File { path, deleted: false } = entry.mapping.name() else { return entry.mapping.end };
     if class == Class::Image {
         return entry.mapping.end;
     }
+    let MappingName::File { path, deleted: false } = entry.mapping.name() else { return end_of_content(entry) };
     let mut name = [0; libc::PATH_MAX as usize];
     let Some(room) = name.get_mut(..path.len()) else { return entry.mapping.end };
     room.copy_from_slice(path);
@@ -226,8 +275,70 @@ fn end_of_file(entry: &SmapsEntry<'_>, class: Class) -> u64 {
             let size = (stat.st_size as u64).next_multiple_of(PAGE);
             entry.mapping.start + size.saturating_sub(entry.mapping.offset)
         }
-        None => entry.mapping.end,
+        None => end_of_content(entry),
     }
+}
+
+/// The same for a file that cannot be asked: the first page that cannot be read, or the end.
+fn end_of_content(entry: &SmapsEntry<'_>) -> u64 {
+    let Ok(memory) = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0) else { return entry.mapping.end };
+    let is_there = |page: u64| fs::read_at(memory.as_fd(), &mut [0], entry.mapping.start + page * PAGE).is_ok();
+    let (mut there, mut behind) = (0, entry.mapping.size() / PAGE);
+    if is_there(behind - 1) {
+        return entry.mapping.end;
+    }
+    // What can be read is at the front.
+    while there < behind {
+        let middle = there + (behind - there) / 2;
+        if is_there(middle) { there = middle + 1 } else { behind = middle }
+    }
+    entry.mapping.start + there * PAGE
+}
+
+/// Whether the policy wants a shared mapping of a file mapped again.
+fn is_reopened(policy: &Policy, entry: &SmapsEntry<'_>) -> bool {
+    let MappingName::File { path, deleted: false } = entry.mapping.name() else { return false };
+    let path = str::from_utf8(path).unwrap_or_default();
+    policy.decide(ObstacleKind::MemoryFileShared, path) == Action::Reopen
+}
+
+/// The address of a trap instruction that stands in the changed pages of a program's text in place of something else. A patch
+/// of several bytes is the program's own business; debuggers and uprobes change one.
+fn breakpoint(entry: &SmapsEntry<'_>, class: Class, changed: &[RangeRecord]) -> Result<Option<u64>, Errno> {
+    const TRAP: u8 = 0xcc;
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let mut name = [0; libc::PATH_MAX as usize];
+    let path = match (class, entry.mapping.name()) {
+        (Class::Image, _) => c"/proc/self/exe",
+        (_, MappingName::File { path, deleted: false }) => {
+            let Some(room) = name.get_mut(..path.len()) else { return Ok(None) };
+            room.copy_from_slice(path);
+            CStr::from_bytes_until_nul(&name).unwrap_or_default()
+        }
+        _ => return Ok(None),
+    };
+    let Ok(original) = fs::open(path, libc::O_RDONLY, 0) else { return Ok(None) };
+    if fs::stat(original.as_fd())?.st_ino != entry.mapping.inode {
+        return Ok(None);
+    }
+    let memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0)?;
+    let (mut now, mut before) = ([0; PAGE as usize], [0; PAGE as usize]);
+    for range in changed {
+        for page in (range.start..range.end).step_by(PAGE as usize) {
+            let read = fs::read_at(memory.as_fd(), &mut now, page)?;
+            let offset = entry.mapping.offset + (page - entry.mapping.start);
+            let read = read.min(fs::read_at(original.as_fd(), &mut before, offset)?);
+            let differs = |at: usize| at < read && now.get(at) != before.get(at);
+            let is_trap = |at: &usize| now.get(*at) == Some(&TRAP) && differs(*at);
+            let alone = |at: &usize| !differs(at + 1) && (*at == 0 || !differs(at - 1));
+            if let Some(at) = (0..read).find(|at| is_trap(at) && alone(at)) {
+                return Ok(Some(page + at as u64));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn refuse(kind: ObstacleKind, entry: &SmapsEntry<'_>, obstacles: &mut ObstacleSink<'_>) {
@@ -238,7 +349,7 @@ fn refuse(kind: ObstacleKind, entry: &SmapsEntry<'_>, obstacles: &mut ObstacleSi
 }
 
 /// Takes `holes` out of `ranges`.
-fn subtract<'a>(ranges: &mut ArenaVec<'a, RangeRecord>, holes: &[RangeRecord], arena: &'a Arena) -> Result<(), Errno> {
+pub(crate) fn subtract<'a>(ranges: &mut ArenaVec<'a, RangeRecord>, holes: &[RangeRecord], arena: &'a Arena) -> Result<(), Errno> {
     for hole in holes {
         let mut rest = ArenaVec::new(arena);
         for range in ranges.iter() {

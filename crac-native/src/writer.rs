@@ -20,6 +20,7 @@ use crate::{
     arena::Arena,
     fault::{Fault, Point},
     layout::{PAGE, RunRecord, xxh64::Xxh64},
+    owners::Owners,
     text::FixedText,
 };
 
@@ -162,14 +163,56 @@ impl ImageFile {
         run: &mut RunRecord,
         reader: &mut Reader<'_>,
         indirect: bool,
+        owners: &mut Owners<'_>,
         step: &mut dyn FnMut(u64),
+    ) -> Result<(), Errno> {
+        let is_writable = run.protection & libc::PROT_WRITE as u32 != 0;
+        self.write_from(run, reader, step, &mut |reader, at, bytes| {
+            let memory = reader.memory;
+            // SAFETY: the caller's plan says that this part of the run is mapped, and nobody runs who could change that.
+            let piece = unsafe { reader.piece(at, bytes, indirect) }?;
+            if is_writable {
+                owners.look(at, piece, &mut |at, into| match fs::read_at(memory, into, at)? {
+                    read if read == into.len() => Ok(()),
+                    _ => Err(Errno::new(libc::EFAULT)),
+                })?;
+            }
+            Ok(piece)
+        })
+    }
+
+    /// Writes a run of shared memory, and notes its checksum.
+    ///
+    /// # Errors
+    ///
+    /// As of [`write_run`](Self::write_run).
+    pub(crate) fn write_shared(
+        &mut self,
+        run: &mut RunRecord,
+        source: Source,
+        reader: &mut Reader<'_>,
+        step: &mut dyn FnMut(u64),
+    ) -> Result<(), Errno> {
+        let start = run.start;
+        self.write_from(run, reader, step, &mut |reader, at, bytes| match source {
+            Source::Descriptor(number) => reader.file_piece(number, at, bytes),
+            // SAFETY: through the kernel, which answers with an error where nothing is mapped.
+            Source::Address(address) => unsafe { reader.piece(address + (at - start), bytes, true) },
+        })
+    }
+
+    fn write_from(
+        &mut self,
+        run: &mut RunRecord,
+        reader: &mut Reader<'_>,
+        step: &mut dyn FnMut(u64),
+        read: &mut Read<'_>,
     ) -> Result<(), Errno> {
         let mut sum = Xxh64::new();
         let mut at = run.start;
         while at < run.end {
             let bytes = PIECE.min(run.end - at);
-            // SAFETY: the caller's plan says that this part of the run is mapped, and nobody runs who could change that.
-            let piece = unsafe { reader.piece(at, bytes, indirect) }?;
+            let piece = read(reader, at, bytes)?;
             let rest = sum.blocks(piece);
             debug_assert!(rest.is_empty(), "pages are whole blocks");
             Fault::check(&mut self.fault, Point::Write)?;
@@ -278,6 +321,18 @@ impl Drop for ImageFile {
     }
 }
 
+/// Reads a piece of so many bytes at an address or offset.
+type Read<'f> = dyn for<'r> FnMut(&'r mut Reader<'_>, u64, u64) -> Result<&'r [u8], Errno> + 'f;
+
+/// Where the content of shared memory is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source {
+    /// A memfd, at the run's offsets.
+    Descriptor(RawFd),
+    /// A mapping: where the run starts.
+    Address(u64),
+}
+
 /// Reads the memory of runs into a buffer, so that what is summed and what is written are the same bytes: the capturing
 /// thread's own stack and counters change meanwhile.
 #[derive(Debug)]
@@ -318,6 +373,24 @@ impl<'a> Reader<'a> {
         while done < buffer.len() {
             match fs::read_at(self.memory, &mut buffer[done..], at + done as u64)? {
                 0 => return Err(Errno::new(libc::EFAULT)),
+                read => done += read,
+            }
+        }
+        Ok(buffer)
+    }
+}
+
+impl Reader<'_> {
+    /// Reads a piece of a file; zeros beyond its end.
+    fn file_piece(&mut self, number: RawFd, offset: u64, bytes: u64) -> Result<&[u8], Errno> {
+        let buffer = self.buffer.get_mut(..bytes as usize).ok_or(Errno::new(libc::EINVAL))?;
+        buffer.fill(0);
+        // SAFETY: a descriptor of the process, which stands still.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        let mut done = 0;
+        while done < buffer.len() {
+            match fs::read_at(file, &mut buffer[done..], offset + done as u64)? {
+                0 => break,
                 read => done += read,
             }
         }

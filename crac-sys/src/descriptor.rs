@@ -62,6 +62,29 @@ pub fn is_duplicate_by_kcmp(a: RawFd, b: RawFd) -> Result<bool> {
     unsafe { syscall(libc::SYS_kcmp, [pid, pid, KCMP_FILE, a as usize, b as usize, 0]) }.map(|order| order == 0)
 }
 
+/// Calls `then` while `number` stands for the file behind `other`. Afterwards it is what it was, with `FD_CLOEXEC`.
+///
+/// Nobody else uses `number` meanwhile, and the process holds no lock of a range (`F_SETLK`) on the file behind it: the kernel
+/// would release it.
+///
+/// # Errors
+///
+/// `EMFILE` if there is no number for the file to stay under; nothing has changed then.
+pub fn with_another<T>(number: RawFd, other: RawFd, then: impl FnOnce() -> T) -> Result<T> {
+    let replace = |from: RawFd| {
+        let args = [from as usize, number as usize, libc::O_CLOEXEC as usize, 0, 0, 0];
+        // SAFETY: the caller says that nobody uses the number meanwhile.
+        unsafe { syscall(libc::SYS_dup3, args) }
+    };
+    let kept = fcntl(number, libc::F_DUPFD_CLOEXEC, 0)?;
+    // SAFETY: just made, and nobody else's.
+    let kept = unsafe { OwnedFd::from_raw_fd(kept as RawFd) };
+    replace(other)?;
+    let answer = then();
+    replace(std::os::fd::AsRawFd::as_raw_fd(&kept))?;
+    Ok(answer)
+}
+
 /// Reads one 32-bit number by `ioctl(2)`: `FIONREAD`, `SIOCOUTQ`.
 ///
 /// The request has to be one that writes an `int` and nothing else.

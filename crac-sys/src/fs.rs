@@ -249,3 +249,24 @@ pub unsafe fn close_all_but(kept: [RawFd; 2]) -> Result<()> {
     }
     Ok(())
 }
+
+/// Which kind of filesystem the file lies on (`fstatfs(2)`): `TMPFS_MAGIC` for memory.
+pub fn filesystem(fd: RawFd) -> Result<i64> {
+    let mut stat = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: fstatfs fills the structure.
+    unsafe { syscall(libc::SYS_fstatfs, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    // SAFETY: all-zero is a valid value, and the call has filled it.
+    Ok(unsafe { stat.assume_init() }.f_type)
+}
+
+/// The next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) from `offset` on; nothing if there is none (`lseek(2)`).
+///
+/// The file's own offset is changed.
+pub fn next_part(fd: RawFd, offset: u64, whence: i32) -> Result<Option<u64>> {
+    // SAFETY: integers.
+    match unsafe { syscall(libc::SYS_lseek, [fd as usize, offset as usize, whence as usize, 0, 0, 0]) } {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(errno) if errno.number() == libc::ENXIO => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}

@@ -200,3 +200,11 @@ pub fn query(maps: BorrowedFd<'_>, address: u64) -> Result<Mapped> {
         inode: query.inode,
     })
 }
+/// For each page of `len` bytes at `address` whether it is in memory, in the lowest bit (`mincore(2)`).
+pub fn resident(address: usize, len: usize, into: &mut [u8]) -> Result<()> {
+    if into.len() < len.div_ceil(PAGE_SIZE) {
+        return Err(crate::Errno::new(libc::EINVAL));
+    }
+    // SAFETY: the call stores a byte for each page, for all of which there is room.
+    unsafe { syscall(libc::SYS_mincore, [address, len, into.as_mut_ptr() as usize, 0, 0, 0]) }.map(drop)
+}

@@ -187,6 +187,12 @@ pub fn get_int(operation: i32) -> u32 {
     if got.is_ok() { value } else { 0 }
 }
 
+/// Whether the process may be dumped and looked at by its user (`PR_SET_DUMPABLE`): 1 or 0.
+pub fn set_dumpable(value: usize) -> Result<()> {
+    // SAFETY: an integer argument.
+    unsafe { prctl(libc::PR_SET_DUMPABLE, [value, 0, 0, 0]) }.map(drop)
+}
+
 /// The `MEMBARRIER_CMD_REGISTER_*` commands in force (`membarrier(2)`).
 ///
 /// Before Linux 6.3 the kernel does not tell; the answer is then the private expedited one, which costs little when nobody
@@ -241,4 +247,68 @@ pub fn kill(pid: i32) -> Result<()> {
 pub fn end_with_parent() -> Result<()> {
     // SAFETY: an integer argument.
     unsafe { prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Soft and hard limit of a resource (`prlimit(2)`); `u64::MAX` is none.
+pub fn limit(resource: u32) -> Result<[u64; 2]> {
+    let mut limit = [0_u64; 2];
+    // SAFETY: the call stores two 64-bit words at the address given, and sets nothing.
+    unsafe { syscall(libc::SYS_prlimit64, [0, resource as usize, 0, limit.as_mut_ptr() as usize, 0, 0]) }?;
+    Ok(limit)
+}
+
+/// How a thread is scheduled: the first fields of `struct sched_attr`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Schedule {
+    /// Bytes the kernel has filled.
+    pub bytes: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// Nice value, for ordinary classes.
+    pub nice: i32,
+    /// Priority, for real-time classes.
+    pub priority: u32,
+    /// Runtime, deadline and period of the deadline class, in nanoseconds; a slice hint elsewhere.
+    pub times_ns: [u64; 3],
+}
+
+/// How the thread `tid` is scheduled (`sched_getattr(2)`).
+pub fn schedule(tid: i32) -> Result<Schedule> {
+    let mut schedule = Schedule::default();
+    let bytes = size_of::<Schedule>();
+    // SAFETY: the call stores at most as many bytes as it is told.
+    unsafe { syscall(libc::SYS_sched_getattr, [tid as usize, ptr::from_mut(&mut schedule) as usize, bytes, 0, 0, 0]) }?;
+    Ok(schedule)
+}
+
+/// The processors the thread `tid` may run on (`sched_getaffinity(2)`), as a mask of 1024.
+pub fn affinity(tid: i32) -> Result<[u64; 16]> {
+    let mut mask = [0_u64; 16];
+    // SAFETY: the call stores at most as many bytes as it is told.
+    unsafe { syscall(libc::SYS_sched_getaffinity, [tid as usize, size_of_val(&mask), mask.as_mut_ptr() as usize, 0, 0, 0]) }?;
+    Ok(mask)
+}
+
+/// The I/O priority of the thread `tid` (`ioprio_get(2)`).
+pub fn io_priority(tid: i32) -> Result<u32> {
+    const IOPRIO_WHO_PROCESS: usize = 1;
+    // SAFETY: integers.
+    unsafe { syscall(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS, tid as usize, 0, 0, 0, 0]) }.map(|value| value as u32)
+}
+
+/// The memory policy of this thread (`get_mempolicy(2)`): 0 is the ordinary one.
+pub fn memory_policy() -> Result<u32> {
+    let mut mode = 0_u32;
+    // SAFETY: the call stores one int at the first address; the others are null.
+    unsafe { syscall(libc::SYS_get_mempolicy, [ptr::from_mut(&mut mode) as usize, 0, 0, 0, 0, 0]) }?;
+    Ok(mode)
+}
+
+/// The supplementary groups (`getgroups(2)`), in the kernel's order, as far as there is room for them; how many there are.
+pub fn supplementary_groups(into: &mut [u32]) -> Result<usize> {
+    // SAFETY: the call stores at most as many 32-bit words as it is told.
+    unsafe { syscall(libc::SYS_getgroups, [into.len(), into.as_mut_ptr() as usize, 0, 0, 0, 0]) }
 }

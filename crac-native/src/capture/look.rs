@@ -1,12 +1,12 @@
 //! What is found while everything stands still, put into the header and the tables of the image.
 
 use crac_core::{Mode, ObstacleKind};
-use crac_sys::{Errno, fs, mem::PAGE_SIZE, process};
+use crac_sys::{fs, mem::PAGE_SIZE, proc::SmapsEntry, process};
 
 use super::{Stop, Work};
 use crate::{
     arch::{self, Resume},
-    arena::ArenaVec,
+    arena::{Arena, ArenaVec},
     beside,
     clock::{Clock, Downtime, offset::Readings, shim, vdso},
     descriptors::{self, Survey},
@@ -14,12 +14,13 @@ use crate::{
     findings::ObstacleSink,
     freeze::{self, Frozen, ThreadState},
     layout::{
-        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES, Section,
-        ThreadRecord, VERSION, ZONE_HINT, clock, cpu, downtime, xxh64::xxh64,
+        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, OWNERS_MAX, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES,
+        Section, SettingRecord, ThreadRecord, VERSION, ZONE_HINT, clock, cpu, downtime, xxh64::xxh64,
     },
     madvise,
     pages::Pages,
     plan::{self, Class},
+    settings,
     stub::{ELF_HEADER_BYTES, Stub},
     tables::{Memory, Sources},
 };
@@ -33,6 +34,7 @@ pub(super) struct Seen<'a> {
     pub(super) actions: &'a [ActionRecord],
     pub(super) auxv: &'a [u8],
     pub(super) descriptors: descriptors::DescriptorTable<'a>,
+    pub(super) settings: ArenaVec<'a, SettingRecord>,
     process: ProcessRecord,
     privileges: PrivilegeRecord,
     working_directory: &'a [u8],
@@ -52,18 +54,24 @@ impl<'a> Work<'a, '_> {
             arena,
             own: self.own,
             policy: self.request.policy,
+            is_copied: self.request.mode == Mode::Continue,
             kcmp: self.options.kcmp,
             duplicate_query: self.options.duplicate_query,
         };
         let obstacles = &mut self.obstacles;
         let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
         let facts = facts::process(arena, self.options.filters_at_start, obstacles)?;
-        let (mut process, privileges) = (facts.record, facts.privileges);
-        facts::threads(arena, frozen.threads(), privileges.seccomp_filters, obstacles);
-        if self.own_state.errno != 0 {
-            let errno = Errno::new(self.own_state.errno);
-            obstacles.push(ObstacleKind::Kernel, format_args!("a thread cannot read its own state: {errno}"));
-        }
+        let (mut process, mut privileges) = (facts.record, facts.privileges);
+        let own = [(process::tid(), &self.own_state, None)];
+        let others = frozen.threads().iter().map(|thread| (thread.tid, &thread.state, thread.wait));
+        let threads = own.into_iter().chain(others);
+        privileges.dumpable = self.dumpable;
+        privileges.landlock_layers = self.options.layers_at_start;
+        facts::threads(arena, threads.clone(), (privileges.seccomp_filters, privileges.landlock_layers), obstacles);
+        let mut settings = ArenaVec::new(arena);
+        facts::interval_timers(&mut settings).map_err(|errno| ("reading interval timers", errno))?;
+        settings::changed(threads.map(|(tid, state, _)| (tid, state.name, state.timer_slack_ns)), &mut settings, obstacles)
+            .map_err(|errno| ("reading how threads are scheduled", errno))?;
         if !self.is_interposed {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
@@ -96,6 +104,7 @@ impl<'a> Work<'a, '_> {
             actions: facts::actions(arena, (freeze::FREEZE_SIGNAL, frozen.previous)).map_err(no_memory)?,
             auxv: facts::read_all(arena, c"/proc/self/auxv").map_err(|errno| ("reading /proc/self/auxv", errno))?,
             descriptors,
+            settings,
             process,
             privileges,
             working_directory: working_directory.into_slice(),
@@ -125,12 +134,21 @@ impl<'a> Work<'a, '_> {
             beside::refuse_what_changes(shared, obstacles);
         }
         let stand_in = self.clock.needs_stand_in().then_some(self.vdso);
-        let sources = Sources { arena, entries, image, stack_flag: kernel >= 6 << 16 | 7, stand_in };
+        let sources = Sources {
+            arena,
+            entries,
+            image,
+            stack_flag: kernel >= 6 << 16 | 7,
+            stand_in,
+            policy: self.request.policy,
+            memories: &seen.descriptors.memories,
+        };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;
         if memory.vdso.start == 0 {
             obstacles.push(ObstacleKind::Kernel, format_args!("there is no vdso to move"));
         }
         let mut process = seen.process;
+        process.lock_future = lock_future(arena, entries);
         process.working_directory = memory.add_text(seen.working_directory).map_err(|errno| ("noting tables", errno))?;
         let mut header = Header {
             magic: MAGIC,
@@ -181,10 +199,25 @@ impl<'a> Work<'a, '_> {
             text: Section::default(),
             descriptors: Section::default(),
             descriptor_blob: Section::default(),
+            settings: Section::default(),
+            objects: Section::default(),
+            object_runs: Section::default(),
+            owners: Section::default(),
         };
         header.vdso.code_sum = xxh64(self.vdso);
         place(self.manifest.len(), self.stub, &mut header, &mut memory, seen, entries, &mut self.obstacles);
         Ok((header, memory))
+    }
+}
+
+/// Whether everything that is mapped is locked: then the arena is, which was mapped last.
+fn lock_future(arena: &Arena, entries: &[SmapsEntry<'_>]) -> u32 {
+    let is_scratch = |entry: &&SmapsEntry<'_>| arena.ranges().any(|part| part.contains(&(entry.mapping.start as usize)));
+    let flags = entries.iter().find(is_scratch).map(|entry| entry.flags);
+    let bit = |flag: &[u8; 2], bit: i32| flags.filter(|flags| flags.contains(flag)).map_or(0, |_| bit as u32);
+    match bit(b"lo", libc::MCL_FUTURE) {
+        0 => 0,
+        future => future | bit(b"lf", libc::MCL_ONFAULT),
     }
 }
 
@@ -195,7 +228,7 @@ fn place(
     header: &mut Header,
     memory: &mut Memory<'_>,
     tables: &Seen<'_>,
-    entries: &[crac_sys::proc::SmapsEntry<'_>],
+    entries: &[SmapsEntry<'_>],
     obstacles: &mut ObstacleSink<'_>,
 ) {
     let mut offset = size_of::<Header>() as u64;
@@ -215,11 +248,15 @@ fn place(
     header.text = section(memory.text.len());
     header.descriptors = section(size_of_val(&tables.descriptors.records[..]));
     header.descriptor_blob = section(tables.descriptors.blob.len());
+    header.settings = section(size_of_val(&tables.settings[..]));
+    header.objects = section(size_of_val(&memory.objects.records[..]));
+    header.object_runs = section(size_of_val(&memory.objects.runs[..]));
+    header.owners = section(8 * OWNERS_MAX);
     header.metadata_bytes = offset.next_multiple_of(PAGE);
     header.metadata_offset = ELF_HEADER_BYTES + stub.bytes.len() as u64;
     header.data_offset = header.metadata_offset + header.metadata_bytes;
     header.file_bytes = header.data_offset + memory.data_bytes();
-    for run in memory.runs.iter_mut() {
+    for run in memory.runs.iter_mut().chain(memory.objects.runs.iter_mut()) {
         run.data_offset += header.data_offset;
     }
     let stub_bytes = stub.memory_bytes;

@@ -10,9 +10,10 @@ use crate::{
     arena::ArenaVec,
     facts::{self, Problem},
     layout::{
-        Boot, Header, MAGIC, Section,
+        Boot, Header, MAGIC, OWNERS_MAX, Section,
         xxh64::{Xxh64, xxh64},
     },
+    owners::Owners,
     record::{Record, bytes_of},
     stub::ELF_HEADER_BYTES,
     tables::Memory,
@@ -37,12 +38,19 @@ impl Work<'_, '_> {
         let own_memory = fs::open(c"/proc/self/mem", libc::O_RDONLY, 0).map_err(reading)?;
         let mut reader = Reader::new(self.arena, own_memory.as_fd()).map_err(|errno| ("reserving a buffer", errno))?;
         reader.instead = memory.stand_in.as_ref().map(|(at, bytes)| (*at, &**bytes));
+        let found = self.arena.zeroed::<u64>(OWNERS_MAX).map_err(|errno| ("noting held mutexes", errno))?;
+        let mut owners = Owners::new(&tables.threads, found);
         for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
             let is_indirect = *is_indirect != 0;
-            let written = image.write_run(run, &mut reader, is_indirect, progress);
+            let written = image.write_run(run, &mut reader, is_indirect, &mut owners, progress);
             written.map_err(|errno| ("writing the memory into the image", errno))?;
         }
-        let sections: [(&[u8], Section); 11] = [
+        let objects = &mut memory.objects;
+        for (run, source) in objects.runs.iter_mut().zip(objects.sources.iter()) {
+            let written = image.write_shared(run, *source, &mut reader, progress);
+            written.map_err(|errno| ("writing shared memory into the image", errno))?;
+        }
+        let sections: [(&[u8], Section); 15] = [
             (self.manifest, header.manifest),
             (bytes_of(&memory.mappings), header.mappings),
             (bytes_of(&memory.runs), header.runs),
@@ -54,6 +62,10 @@ impl Work<'_, '_> {
             (&memory.text, header.text),
             (bytes_of(&tables.descriptors.records), header.descriptors),
             (&tables.descriptors.blob, header.descriptor_blob),
+            (bytes_of(&tables.settings), header.settings),
+            (bytes_of(&memory.objects.records), header.objects),
+            (bytes_of(&memory.objects.runs), header.object_runs),
+            (bytes_of(owners.found()), header.owners),
         ];
         let metadata = self.arena.zeroed::<u8>(header.metadata_bytes as usize).map_err(|errno| ("noting tables", errno))?;
         for (bytes, section) in sections {

@@ -37,7 +37,14 @@ fn resolve(own: &[i32], facts: &[Fact<'_>], epoll: i32, target: &EpollTarget) ->
         Some(fact) if may_be(fact) && is_registered(epoll, target.fd)? => return Ok(Target::Descriptor(target.fd)),
         None if is_own && is_registered(epoll, target.fd)? => return Ok(Target::Own),
         Some(_) => {}
-        None if is_own => {}
+        None if is_own => {
+            // The round has taken a number that was free: whoever is registered under it gets it back for a moment.
+            for fact in facts.iter().filter(|fact| fact.original == fact.number && may_be(fact)) {
+                if descriptor::with_another(target.fd, fact.number, || is_registered(epoll, target.fd))?? {
+                    return Ok(Target::Descriptor(fact.number));
+                }
+            }
+        }
         None => {
             for fact in facts.iter().filter(|fact| fact.original == fact.number && may_be(fact)) {
                 // The number is free: whoever is registered under it is found by giving it back for a moment.

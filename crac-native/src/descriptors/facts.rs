@@ -52,6 +52,10 @@ pub(crate) enum State<'a> {
     Semaphore,
     Epoll(&'a [Registration]),
     Socket(SocketFact<'a>),
+    /// A memfd in ordinary pages.
+    Memory {
+        seals: u32,
+    },
 }
 
 /// One end of a pipe.

@@ -44,6 +44,8 @@ pub(crate) struct Survey<'a, 'p> {
     pub(crate) own: &'p [i32],
     /// What to do about descriptors that cannot be saved as they are.
     pub(crate) policy: &'p Policy,
+    /// Whether the process goes on while a copy of it is saved.
+    pub(crate) is_copied: bool,
     /// Whether `F_DUPFD_QUERY` (Linux 6.10) may be used to find duplicates.
     pub(crate) duplicate_query: bool,
     /// Whether `kcmp(2)` may be used to find duplicates, if there is no `F_DUPFD_QUERY`.
@@ -57,6 +59,20 @@ pub(crate) struct DescriptorTable<'a> {
     pub(crate) records: ArenaVec<'a, DescriptorRecord>,
     /// What the records refer to.
     pub(crate) blob: ArenaVec<'a, u8>,
+    /// The memory behind memfds, each once.
+    pub(crate) memories: ArenaVec<'a, Memory<'a>>,
+}
+
+/// The memory behind a memfd.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    /// One of its descriptors.
+    pub(crate) number: i32,
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) seals: u32,
+    pub(crate) name: &'a [u8],
 }
 
 /// Looks at every open descriptor and decides how it comes back.
@@ -67,7 +83,7 @@ pub(crate) struct DescriptorTable<'a> {
 /// memory. What cannot be saved is no error: it goes to `obstacles`, all of it.
 pub(crate) fn survey<'a>(survey: &Survey<'a, '_>, obstacles: &mut ObstacleSink<'a>) -> Result<DescriptorTable<'a>, Errno> {
     let facts = observe::observe(survey)?;
-    plan::plan(facts, crac_sys::process::pid(), survey.policy, survey.arena, obstacles)
+    plan::plan(facts, crac_sys::process::pid(), survey.policy, survey.is_copied, survey.arena, obstacles)
 }
 
 /// `bytes`, kept in the arena.

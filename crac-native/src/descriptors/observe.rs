@@ -53,6 +53,9 @@ pub(super) fn observe<'a>(survey: &Survey<'a, '_>) -> Result<&'a [Fact<'a>], Err
             FdLink::Pipe { .. } => State::Pipe(pipe(arena, fact)?),
             FdLink::Anon(AnonInode::Timerfd) => State::Timer(timer(fact.number)?),
             FdLink::Anon(AnonInode::Eventfd) if is_semaphore(fact)? => State::Semaphore,
+            FdLink::Memfd { .. } if fs::filesystem(fact.number)? == libc::TMPFS_MAGIC => {
+                State::Memory { seals: fs::fcntl(fact.number, libc::F_GET_SEALS, 0)? as u32 }
+            }
             FdLink::Path(_) => {
                 State::Named { reachable: reachable(arena, fact)?, born: descriptor::born(fact.number).unwrap_or_default() }
             }

@@ -13,14 +13,14 @@ use crac_sys::{
 };
 
 use super::{
-    DescriptorTable,
+    DescriptorTable, Memory,
     facts::{Bytes, Fact, Registration, State, Target, TimerFact},
 };
 use crate::{
     arena::{Arena, ArenaVec},
     findings::ObstacleSink,
     layout::descriptors::{
-        DescriptorRecord, Detail, Duplicate, Epoll, EpollTarget, Eventfd, Inherited, Signalfd, Span, Timerfd, kind,
+        DescriptorRecord, Detail, Duplicate, Epoll, EpollTarget, Eventfd, Inherited, Memfd, Signalfd, Span, Timerfd, kind,
     },
 };
 
@@ -29,6 +29,7 @@ pub(super) fn plan<'a>(
     facts: &[Fact<'_>],
     pid: i32,
     policy: &Policy,
+    is_copied: bool,
     arena: &'a Arena,
     obstacles: &mut ObstacleSink<'a>,
 ) -> Result<DescriptorTable<'a>, Errno> {
@@ -41,11 +42,14 @@ pub(super) fn plan<'a>(
         records: ArenaVec::new(arena),
         blob: ArenaVec::new(arena),
         dead: ArenaVec::new(arena),
+        memories: ArenaVec::new(arena),
+        arena,
+        is_copied,
     };
     for fact in facts {
         planner.decide(fact)?;
     }
-    Ok(DescriptorTable { records: planner.records, blob: planner.blob })
+    Ok(DescriptorTable { records: planner.records, blob: planner.blob, memories: planner.memories })
 }
 
 struct Planner<'a, 'f, 's> {
@@ -59,6 +63,11 @@ struct Planner<'a, 'f, 's> {
     blob: ArenaVec<'a, u8>,
     /// One dead socket for all with the same type and flags, and its number.
     dead: ArenaVec<'a, (i32, u32, i32)>,
+    /// Memory behind memfds, each once.
+    memories: ArenaVec<'a, Memory<'a>>,
+    arena: &'a Arena,
+    /// Whether the process goes on while a copy of it is saved.
+    is_copied: bool,
 }
 
 impl<'f> Planner<'_, 'f, '_> {
@@ -80,7 +89,8 @@ impl<'f> Planner<'_, 'f, '_> {
             };
             self.refuse(ObstacleKind::FileLock, fact, format_args!("{}, locked by {how}", Bytes(fact.link)));
         }
-        if fact.has_status(libc::O_ASYNC) {
+        // A lease announces itself by signal, too.
+        if fact.has_status(libc::O_ASYNC) && fact.info.locks().next().is_none() {
             self.refuse(
                 ObstacleKind::DescriptorOther,
                 fact,
@@ -100,6 +110,9 @@ impl<'f> Planner<'_, 'f, '_> {
                     self.refuse_ok(ObstacleKind::Signalfd, fact, format_args!("a signalfd whose mask the kernel does not tell"))
                 }
             },
+            (FdLink::Anon(AnonInode::Pidfd), _) if fact.info.pidfd_process == Some(self.pid) => {
+                self.push(fact, kind::PIDFD, Span::default())
+            }
             (FdLink::Anon(anon), _) => {
                 let kind = match anon {
                     AnonInode::IoUring => ObstacleKind::IoUring,
@@ -109,7 +122,7 @@ impl<'f> Planner<'_, 'f, '_> {
                 };
                 self.refuse_ok(kind, fact, format_args!("{}", Bytes(fact.link)))
             }
-            (FdLink::Memfd { name }, _) => self.refuse_ok(ObstacleKind::Memfd, fact, format_args!("memfd {}", Bytes(name))),
+            (FdLink::Memfd { name }, _) => self.memfd(fact, name),
             _ => self.refuse_ok(ObstacleKind::DescriptorOther, fact, format_args!("{}", Bytes(fact.link))),
         }
     }
@@ -140,6 +153,24 @@ impl<'f> Planner<'_, 'f, '_> {
         self.record(fact, kind::EVENTFD, &Eventfd { count, flags })
     }
 
+    /// Content and seals belong to the memory behind it, which other descriptors and mappings may share.
+    fn memfd(&mut self, fact: &Fact<'f>, name: &'f [u8]) -> Result<(), Errno> {
+        let State::Memory { seals } = fact.state else {
+            return self.refuse_ok(ObstacleKind::Memfd, fact, format_args!("memfd {}, in huge pages", Bytes(name)));
+        };
+        if self.is_copied {
+            let what = format_args!("memfd {}, and the mode is continue", Bytes(name));
+            return self.refuse_ok(ObstacleKind::Memfd, fact, what);
+        }
+        let file = fact.file;
+        if !self.memories.iter().any(|memory| memory.inode == file.inode) {
+            let name = super::keep(self.arena, name)?;
+            let memory = Memory { number: fact.number, inode: file.inode, size: file.size, mode: file.mode, seals, name };
+            self.memories.push(memory)?;
+        }
+        self.record(fact, kind::MEMFD, &Memfd { inode: file.inode, position: fact.info.position })
+    }
+
     fn timerfd(&mut self, fact: &Fact<'_>, timer: TimerFact) -> Result<(), Errno> {
         let Some(info) = fact.info.timerfd else {
             return self.refuse_ok(ObstacleKind::Timerfd, fact, format_args!("a timerfd whose clock the kernel does not tell"));
@@ -155,6 +186,9 @@ impl<'f> Planner<'_, 'f, '_> {
         // A moment on the wall stays that moment; every other timer has as long to go as it had.
         let (settime_flags, value) = if info.clock == libc::CLOCK_REALTIME && absolute && timer.remaining != (0, 0) {
             (info.settime_flags, sum(timer.realtime, timer.remaining))
+        } else if timer.remaining == (0, 0) && timer.interval != (0, 0) {
+            // About to fire at this very moment; zero would stop it.
+            (0, (0, 1))
         } else {
             (0, timer.remaining)
         };

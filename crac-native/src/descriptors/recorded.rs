@@ -11,8 +11,8 @@ use crac_sys::descriptor;
 
 use super::{facts::Bytes, observe::file_fact};
 use crate::layout::descriptors::{
-    DescriptorRecord, Duplicate, Epoll, EpollTarget, Eventfd, File, Found, Inherited, Pipe, Socket, SocketPair, identity, kind,
-    sequence,
+    DescriptorRecord, Duplicate, Epoll, EpollTarget, Eventfd, File, Found, Inherited, Memfd, Pipe, Socket, SocketPair, identity,
+    kind, sequence,
 };
 
 /// What a record says, for people: `TCP 127.0.0.1:8080, listening`. Total, also over a table that contradicts itself.
@@ -47,6 +47,8 @@ fn description(record: &DescriptorRecord, blob: &[u8]) -> Option<String> {
             partner => format!("Unix socket connected to {partner}"),
         },
         kind::PARTNER => "the other end".to_owned(),
+        kind::MEMFD => format!("memfd, inode {}", record.detail::<Memfd>(blob)?.inode),
+        kind::PIDFD => "pidfd of this process".to_owned(),
         kind::SOCKET => {
             let socket: Socket = record.detail(blob)?;
             let family = match (socket.domain, socket.socket_type) {

@@ -58,7 +58,7 @@ impl Surveyed<'_> {
 fn survey_with<'a>(arena: &'a Arena, policy: &str, own: &[i32]) -> Surveyed<'a> {
     let policy = policy.parse().unwrap();
     let mut obstacles = ObstacleSink::new(arena);
-    let survey = Survey { arena, own, policy: &policy, duplicate_query: true, kcmp: true };
+    let survey = Survey { arena, own, policy: &policy, is_copied: false, duplicate_query: true, kcmp: true };
     let table = super::survey(&survey, &mut obstacles).unwrap();
     let obstacles: Vec<_> = obstacles.into_obstacles().iter().map(|o| format!("{} {}", o.kind, o.subject)).collect();
     if obstacles.is_empty() {
@@ -79,7 +79,7 @@ fn every_way_finds_the_same_duplicates() {
         let event_again = events[1].try_clone().unwrap();
         for (duplicate_query, kcmp) in [(true, true), (false, true), (false, false)] {
             let arena = Arena::new().unwrap();
-            let survey = Survey { arena: &arena, own: &[], policy: &Policy::new(), duplicate_query, kcmp };
+            let survey = Survey { arena: &arena, own: &[], policy: &Policy::new(), is_copied: false, duplicate_query, kcmp };
             let facts = observe::observe(&survey).unwrap();
             let original = |fd: i32| facts.iter().find(|fact| fact.number == fd).unwrap().original;
             assert_eq!(original(same.as_raw_fd()), file.as_raw_fd());
@@ -397,13 +397,12 @@ fn ten_thousand_descriptors_are_surveyed_whole() {
 #[test]
 fn kernel_objects_that_cannot_be_read_back_are_named() {
     alone("kernel_objects_that_cannot_be_read_back_are_named", || {
-        let own = rustix::process::getpid();
+        let parent = rustix::process::getppid().unwrap();
         let (left, right) = UnixStream::pair().unwrap();
         send_descriptor(&left, &right);
-        let opened: [(&str, OwnedFd); 5] = [
-            ("memfd", rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap()),
+        let opened: [(&str, OwnedFd); 4] = [
             ("inotify", rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap()),
-            ("pidfd", rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap()),
+            ("pidfd", rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).unwrap()),
             ("socket-other", rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap()),
             // What is in its queue carries a descriptor.
             ("unix-connected", left.into()),

@@ -19,6 +19,11 @@ use crate::{
     clock::{shim, waits::Call},
 };
 
+/// Operations of futex(2) that wait for an owner the kernel knows.
+const PRIORITY_INHERITANCE: [i32; 3] = [libc::FUTEX_LOCK_PI, libc::FUTEX_LOCK_PI2, libc::FUTEX_WAIT_REQUEUE_PI];
+/// The bytes of the instruction of that name.
+const SYSCALL: u16 = 0x050f;
+
 /// The handler of the freeze signal.
 pub(super) extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     INSIDE.fetch_add(1, SeqCst);
@@ -62,8 +67,16 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     }
     // Kept in this frame: in another life the slot is not there.
     let freeze = slot.freeze;
+    let mut state = ThreadState::read();
+    let [number, operation] = [libc::REG_RAX, libc::REG_RSI].map(|register| interrupted.uc_mcontext.gregs[register as usize]);
+    if number == libc::SYS_futex && PRIORITY_INHERITANCE.contains(&(operation as i32 & libc::FUTEX_CMD_MASK)) {
+        // The kernel has set the thread back to before the call, so that it is made again.
+        // SAFETY: reads the instruction at which the thread goes on.
+        let instruction = unsafe { ptr::with_exposed_provenance::<u16>(ip).read_unaligned() };
+        state.waits_for_owner |= u32::from(instruction == SYSCALL);
+    }
     // SAFETY: the notes are this thread's until it says that it is parked.
-    unsafe { slot.noted.get().write(ThreadState::read()) };
+    unsafe { slot.noted.get().write(state) };
     // SAFETY: `wait_here` does not unwind: it makes system calls and uses atomics. The slot's resume point is this thread's to
     // write until it says that it is parked.
     let came_back = unsafe { arch::park(slot.resume.get(), wait_here, place.cast()) };

@@ -5,7 +5,7 @@ use std::ptr;
 
 use crac_sys::{Errno, process};
 
-use crate::arch;
+use crate::{arch, landlock, settings};
 
 /// A thread's state in the kernel that `rt_sigreturn` does not bring back.
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,11 +18,16 @@ pub(crate) struct ThreadState {
     pub(crate) robust_bytes: u64,
     pub(crate) rseq_address: u64,
     pub(crate) rseq_bytes: u32,
-    /// A robust mutex is held or being taken.
-    pub(crate) robust_held: u32,
+    /// The thread is about to take, or waits for, a mutex that holds its owner's id: it has its own at hand already.
+    pub(crate) waits_for_owner: u32,
     /// The error number if something could not be read.
     pub(crate) errno: i32,
+    /// Memory policy; 0 is the ordinary one.
+    pub(crate) memory_policy: u32,
+    /// Landlock domains of the thread, if it was asked: it costs a child.
+    pub(crate) layers: u32,
     pub(crate) reserved: u32,
+    pub(crate) timer_slack_ns: u64,
     pub(crate) name: [u8; 16],
 }
 
@@ -45,13 +50,19 @@ impl ThreadState {
         (self.robust_head, self.robust_bytes) = (head as u64, bytes as u64);
         if head != 0 {
             let head = ptr::with_exposed_provenance::<usize>(head);
-            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words, of which the first points to
-            // itself while no robust mutex is held.
-            let first = unsafe { head.read_volatile() };
-            // SAFETY: as above; the third is the mutex being taken or released.
+            // SAFETY: the kernel's `struct robust_list_head` of this very thread: three words, of which the third is the mutex
+            // being taken or released.
             let pending = unsafe { head.wrapping_add(2).read_volatile() };
-            self.robust_held = u32::from(first != head.addr() || pending != 0);
+            self.waits_for_owner = u32::from(pending != 0);
         }
+        self.timer_slack_ns = process::get_result(libc::PR_GET_TIMERSLACK)? as u64;
+        // Who enters a domain is the main thread, before it makes others; or a thread that has given up privileges for that.
+        let gave_up = process::get_result(libc::PR_GET_NO_NEW_PRIVS)? != 0 && !settings::started_without_new_privileges();
+        if gave_up || process::tid() == process::pid() {
+            self.layers = landlock::layers();
+        }
+        // A container may forbid to ask, and then to set.
+        self.memory_policy = process::memory_policy().unwrap_or_default();
         (self.rseq_address, self.rseq_bytes) = arch::rseq_area(self.fs_base).unwrap_or_default();
         Ok(())
     }

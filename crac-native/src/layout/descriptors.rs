@@ -14,6 +14,8 @@
 //! PARTNER           -             together with the record that names it
 //! SOCKET            Socket        socket(2), options, bind(2), listen(2) or connect(2)
 //! EVENTFD ...       Eventfd ...   the call of that name
+//! MEMFD             Memfd         open(2) of the object, by its number in `/proc/self/fd`
+//! PIDFD             -             pidfd_open(2) of the process itself
 //! EPOLL             Epoll         epoll_create1(2); registrations last of all
 //! ```
 
@@ -63,6 +65,8 @@ pub mod kind {
     pub const TIMERFD: u32 = 11;
     pub const SIGNALFD: u32 = 12;
     pub const EPOLL: u32 = 13;
+    pub const MEMFD: u32 = 14;
+    pub const PIDFD: u32 = 15;
 }
 
 /// A kind's further facts: how they lie in the blob.
@@ -248,6 +252,14 @@ details! {
         mask: u64,
     }
 
+    /// memfd_create(2).
+    Memfd {
+        /// Inode in the captured life, by which the object is known.
+        inode: u64,
+        /// File offset.
+        position: u64,
+    }
+
     /// epoll(7).
     Epoll {
         /// [`EpollTarget`]s.
@@ -387,6 +399,8 @@ fn sound_record(record: &DescriptorRecord, records: &[DescriptorRecord], blob: &
         kind::EVENTFD => record.detail::<Eventfd>(blob).map(drop),
         kind::TIMERFD => record.detail::<Timerfd>(blob).map(drop),
         kind::SIGNALFD => record.detail::<Signalfd>(blob).map(drop),
+        kind::MEMFD => record.detail::<Memfd>(blob).map(drop),
+        kind::PIDFD => Some(()),
         kind::EPOLL => {
             let detail: Epoll = record.detail(blob)?;
             whole(detail.targets, EpollTarget::BYTES)?;

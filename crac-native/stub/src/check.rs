@@ -3,7 +3,7 @@
 use crate::{
     Restore,
     layout::{
-        Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, clock, cpu,
+        Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, clock, cpu, file,
         xxh64::{Xxh64, xxh64},
     },
     report::{self, Decimal},
@@ -134,6 +134,7 @@ pub fn host(restore: &Restore) {
         refuse(&[b"the monotonic clock would run backwards (another host, or it was started again)"]);
     }
     crate::process::check_privileges(restore, &mut refuse);
+    crate::settings::check(restore, &mut refuse);
     if !fits {
         report::end(EXIT_START_COLD);
     }
@@ -214,15 +215,11 @@ pub fn files(restore: &Restore) -> Files {
 /// Opens the file of `record` if it is still the same one.
 pub fn open_unchanged(restore: &Restore, record: &FileRecord) -> Result<i32, &'static [u8]> {
     let path = restore.text(record.path);
-    let fd = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path, sys::O_RDONLY | sys::O_CLOEXEC | sys::O_NOCTTY, 0)
+    let access = if record.flags & file::WRITTEN != 0 { sys::O_RDWR } else { sys::O_RDONLY };
+    let fd = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path, access | sys::O_CLOEXEC | sys::O_NOCTTY, 0)
         .map_err(|_| &b"cannot be opened"[..])? as i32;
     let stat = Stat::of(fd).unwrap_or_default();
-    let same = stat.device == record.device
-        && stat.inode == record.inode
-        && stat.size == record.size
-        && stat.modified_s == record.modified_s
-        && stat.modified_ns == record.modified_ns;
-    if same {
+    if record.is_same(stat.device, stat.inode, stat.size, (stat.modified_s, stat.modified_ns)) {
         return Ok(fd);
     }
     close(fd);

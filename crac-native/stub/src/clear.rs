@@ -53,7 +53,11 @@ pub fn hand_over(restore: &mut Restore, record: Handover, checked_ns: u64) {
     let mut slot = at + vector_at;
     to = copy(restore.start.arguments, to, None);
     copy(restore.start.environment, to, Some(&mut slot));
-    let least = (restore.header.process.descriptor_max + 1).max(3);
+    let mut least = (restore.header.process.descriptor_max + 1).max(3);
+    if !crate::objects::all(restore).is_empty() {
+        // Behind the image's descriptor come those of shared memory, which must not hit what a supervisor has handed over.
+        least = least.max(crate::descriptors::INHERITED_END);
+    }
     crate::descriptors::make_room(least as u64);
     match syscall!(sys::SYS_FCNTL, restore.image_fd, F_DUPFD_CLOEXEC, least) {
         Ok(moved) => {

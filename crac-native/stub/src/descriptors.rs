@@ -15,6 +15,8 @@ mod files;
 #[path = "descriptors/sockets.rs"]
 mod sockets;
 
+pub use sockets::INHERITED_END;
+
 use crate::{
     layout::{
         DescriptorStep, EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, Failure,
@@ -101,6 +103,12 @@ fn make(step: &DescriptorStep, record: &DescriptorRecord, inherited: &sockets::I
         kind::EVENTFD => events::eventfd(step, record),
         kind::TIMERFD => events::timerfd(step, record),
         kind::SIGNALFD => events::signalfd(step, record),
+        kind::MEMFD => files::memfd(step, record),
+        kind::PIDFD => {
+            let pid = syscall!(sys::SYS_GETPID)?;
+            let made = syscall!(sys::SYS_PIDFD_OPEN, pid, record.status_flags & O_NONBLOCK)? as i32;
+            place(made, record)
+        }
         kind::EPOLL => {
             let epoll = syscall!(sys::SYS_EPOLL_CREATE1, close_on_exec(record))? as i32;
             place(epoll, record)
@@ -151,7 +159,8 @@ fn duplicate(of: i32, record: &DescriptorRecord) -> Result<()> {
 fn close_the_rest(step: &DescriptorStep, inherited: &sockets::Inherited) -> Result<()> {
     let (mut from, last) = (3, u32::MAX);
     // The numbers to keep ascend: the image comes first, inherited sockets were moved behind it.
-    for keep in core::iter::once(step.image_fd).chain(inherited.numbers()) {
+    let objects = (0..step.objects.len()).map(|at| step.object_fd.wrapping_add(at as i32));
+    for keep in core::iter::once(step.image_fd).chain(objects).chain(inherited.numbers()) {
         let keep = keep as u32;
         if keep > from {
             syscall!(sys::SYS_CLOSE_RANGE, from, keep.wrapping_sub(1), 0)?;

@@ -16,9 +16,11 @@ mod descriptors;
 #[path = "../../src/layout.rs"]
 mod layout;
 mod memory;
+mod objects;
 mod process;
 mod report;
 mod runtime;
+mod settings;
 mod sys;
 mod threads;
 mod time_namespace;
@@ -108,12 +110,15 @@ extern "C" fn main(start: *const usize) -> ! {
         records: restore.table(restore.header.descriptors),
         blob: restore.table(restore.header.descriptor_blob),
         image_fd: restore.image_fd,
+        objects: objects::all(&restore),
+        object_fd: objects::descriptor(&restore, 0),
         captured_monotonic_ns: restore.header.captured_monotonic_ns,
         environment: clear::environment(&restore),
     };
     if let Err(failure) = descriptors::restore(&step) {
         report::fail_on(Step::Descriptors, b"descriptor", failure.descriptor as u64, Errno(failure.errno));
     }
+    objects::close(&restore);
     if let Err(errno) = syscall!(sys::SYS_CLOSE, restore.image_fd) {
         fail(Step::Descriptors, b"closing the image", errno);
     }

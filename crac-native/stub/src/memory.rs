@@ -5,6 +5,7 @@ use crate::{
     check::{self, Files},
     clear,
     layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, run},
+    objects,
     report::{fail, fail_on},
     sys,
     syscall,
@@ -22,10 +23,14 @@ const PR_SET_MM_MAP: usize = 14;
 pub fn map(restore: &Restore, files: &Files) {
     let file_records = restore.table::<FileRecord>(restore.header.files);
     let mappings = restore.table::<MappingRecord>(restore.header.mappings);
+    objects::make(restore);
     for mapping in mappings {
         let bytes = mapping.end - mapping.start;
         let mapped = if mapping.flags & MAP_ANONYMOUS != 0 {
             map_at(mapping.start, bytes, mapping.protection, mapping.flags, -1, 0)
+        } else if mapping.advice & advice::OBJECT != 0 {
+            let fd = objects::descriptor(restore, mapping.file as usize);
+            map_at(mapping.start, bytes, mapping.protection, mapping.flags, fd, mapping.file_offset)
         } else {
             let at = mapping.file as usize;
             match (files.kept(at), file_records.get(at)) {
@@ -46,6 +51,7 @@ pub fn map(restore: &Restore, files: &Files) {
             fail_on(Step::Memory, b"mapping at", mapping.start, errno);
         }
     }
+    objects::seal_the_rest(restore);
     for fd in files.fds.iter().filter(|fd| **fd >= 0) {
         check::close(*fd);
     }
@@ -69,6 +75,7 @@ pub fn map(restore: &Restore, files: &Files) {
             }
         }
     }
+    crate::settings::lock(restore);
     for guard in restore.table::<RangeRecord>(restore.header.guards) {
         if let Err(errno) = syscall!(sys::SYS_MADVISE, guard.start, guard.end - guard.start, MADV_GUARD_INSTALL) {
             fail_on(Step::Memory, b"guard region at", guard.start, errno);

@@ -13,13 +13,13 @@ const PR_SET_DUMPABLE: usize = 4;
 const PR_GET_SECCOMP: usize = 21;
 const PR_CAPBSET_READ: usize = 23;
 const PR_CAPBSET_DROP: usize = 24;
-const PR_SET_TIMERSLACK: usize = 29;
 const PR_SET_CHILD_SUBREAPER: usize = 36;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const PR_SET_THP_DISABLE: usize = 41;
 const PR_CAP_AMBIENT: usize = 47;
 const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
 const SIG_SETMASK: usize = 2;
+const WALL: usize = 0x4000_0000;
 const SIGKILL: u32 = 9;
 const SIGSTOP: u32 = 19;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -47,6 +47,11 @@ fn capabilities() -> sys::Result<Capabilities> {
     Ok(Capabilities { effective: e0 | e1 << 32, permitted: p0 | p1 << 32, inheritable: i0 | i1 << 32 })
 }
 
+/// The capabilities this process may use.
+pub fn effective_capabilities() -> u64 {
+    capabilities().unwrap_or_default().effective
+}
+
 /// Refuses where the process would be somebody else, could do less than it needs, or could do more and cannot be held back.
 pub fn check_privileges(restore: &Restore, refuse: &mut dyn FnMut(&[&[u8]])) {
     let recorded = &restore.header.privileges;
@@ -65,10 +70,35 @@ pub fn check_privileges(restore: &Restore, refuse: &mut dyn FnMut(&[&[u8]])) {
     if recorded.permitted & !here.permitted != 0 {
         refuse(&[b"the service had capabilities that are missing here"]);
     }
+    if recorded.landlock_layers > 0 && landlock_layers() < recorded.landlock_layers {
+        refuse(&[b"the service ran in Landlock domains that are missing here"]);
+    }
     let seccomp = syscall!(sys::SYS_PRCTL, PR_GET_SECCOMP, 0, 0, 0, 0).unwrap_or(0);
     if recorded.seccomp != 0 && (seccomp == 0 || seccomp_filters() < recorded.seccomp_filters) {
         refuse(&[b"the service ran under seccomp filters that are missing here"]);
     }
+}
+
+/// In how many Landlock domains this process is: a child enters others until the kernel allows no more.
+fn landlock_layers() -> u32 {
+    const LAYERS_MAX: u32 = 16;
+    let Ok(child) = syscall!(sys::SYS_CLONE, 0, 0, 0, 0, 0) else { return 0 };
+    if child == 0 {
+        let handled = 1_u64;
+        let _ = syscall!(sys::SYS_PRCTL, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        let mut entered = 0_u32;
+        if let Ok(rules) = syscall!(sys::SYS_LANDLOCK_CREATE_RULESET, &raw const handled, 8, 0) {
+            while entered < LAYERS_MAX && syscall!(sys::SYS_LANDLOCK_RESTRICT_SELF, rules, 0).is_ok() {
+                entered += 1;
+            }
+        }
+        crate::report::end(entered as i32);
+    }
+    let mut status = 0_u32;
+    if syscall!(sys::SYS_WAIT4, child, &raw mut status, WALL, 0).is_err() || status & 0x7f != 0 {
+        return 0;
+    }
+    LAYERS_MAX.saturating_sub(status >> 8 & 0xff)
 }
 
 /// How many filters `/proc/self/status` counts; as many as can be where the kernel does not count (before 5.9).
@@ -101,13 +131,12 @@ pub fn restore(restore: &Restore) {
     // umask(2) cannot fail; the others are settings the kernel of the checkpoint had, and it is the same one.
     let _ = syscall!(sys::SYS_UMASK, process.umask);
     let settings = [
-        (PR_SET_THP_DISABLE, process.thp_disable as usize, 0),
-        (PR_SET_CHILD_SUBREAPER, process.child_subreaper as usize, 0),
-        (PR_SET_PDEATHSIG, process.parent_death_signal as usize, 0),
-        (PR_SET_TIMERSLACK, process.timer_slack_ns as usize, 50_000),
+        (PR_SET_THP_DISABLE, process.thp_disable as usize),
+        (PR_SET_CHILD_SUBREAPER, process.child_subreaper as usize),
+        (PR_SET_PDEATHSIG, process.parent_death_signal as usize),
     ];
-    for (setting, value, default) in settings {
-        if value != default
+    for (setting, value) in settings {
+        if value != 0
             && let Err(errno) = syscall!(sys::SYS_PRCTL, setting, value, 0, 0, 0)
         {
             fail_on(Step::Process, b"prctl", setting as u64, errno);
@@ -127,6 +156,8 @@ pub fn restore(restore: &Restore) {
         rest &= !command;
     }
     dispositions(restore);
+    crate::settings::stop_timers();
+    crate::settings::of_process(restore);
     give_up_privileges(restore);
 }
 

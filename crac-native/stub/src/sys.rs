@@ -113,8 +113,27 @@ pub const SYS_GETRESGID: usize = 120;
 pub const SYS_PERSONALITY: usize = 135;
 pub const SYS_READLINKAT: usize = 267;
 
+pub const SYS_WAIT4: usize = 61;
+pub const SYS_LANDLOCK_CREATE_RULESET: usize = 444;
+pub const SYS_LANDLOCK_RESTRICT_SELF: usize = 446;
+pub const SYS_SENDFILE: usize = 40;
+pub const SYS_FTRUNCATE: usize = 77;
+pub const SYS_FCHMOD: usize = 91;
+pub const SYS_MEMFD_CREATE: usize = 319;
+pub const SYS_PIDFD_OPEN: usize = 434;
+pub const SYS_SETITIMER: usize = 38;
+pub const SYS_GETGROUPS: usize = 115;
+pub const SYS_SETGROUPS: usize = 116;
+pub const SYS_MLOCKALL: usize = 151;
+pub const SYS_SCHED_SETAFFINITY: usize = 203;
+pub const SYS_SCHED_GETAFFINITY: usize = 204;
+pub const SYS_IOPRIO_SET: usize = 251;
+pub const SYS_SCHED_SETATTR: usize = 314;
+pub const SYS_MLOCK2: usize = 325;
+
 pub const AT_FDCWD: isize = -100;
 pub const O_RDONLY: usize = 0;
+pub const O_RDWR: usize = 2;
 pub const O_NOCTTY: usize = 0o400;
 pub const O_CLOEXEC: usize = 0o2_000_000;
 pub const CLOCK_REALTIME: usize = 0;

@@ -1,6 +1,10 @@
 //! Step "threads": every captured thread goes on where it was parked.
 
-use core::arch::{asm, naked_asm};
+use core::{
+    arch::{asm, naked_asm},
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
 
 use crate::{
     Restore,
@@ -18,12 +22,16 @@ const CLONE_FLAGS: usize = 0x3d_0f00;
 /// Room between a parked thread's stack pointer and the frames of its restart.
 const STACK_GAP: u64 = 512;
 
+/// Where started threads find what every step may look at: on the stub's own stack, which stays as it is until the stub goes.
+static RESTORE: AtomicPtr<Restore> = AtomicPtr::new(ptr::null_mut());
+
 /// Starts all threads and becomes the main one. Does not return.
 pub fn start(restore: &Restore) -> ! {
     let threads = restore.table::<ThreadRecord>(restore.header.threads);
     let Some((main, others)) = threads.split_first() else {
         crate::report::exit(crate::layout::EXIT_BUG, &[b"the image has no thread"]);
     };
+    RESTORE.store(ptr::from_ref(restore).cast_mut(), Ordering::Release);
     for thread in others {
         let stack = (thread.resume_sp - STACK_GAP) & !15;
         let flags = if thread.fs_base == 0 { CLONE_FLAGS & !0x8_0000 } else { CLONE_FLAGS };
@@ -34,6 +42,7 @@ pub fn start(restore: &Restore) -> ! {
             fail_on(Step::Threads, b"starting the thread that was", thread.tid as u64, sys::Errno(-tid as i32));
         }
     }
+    crate::settings::last(restore);
     restore.done(Step::Threads);
     if let Err(errno) = syscall!(sys::SYS_ARCH_PRCTL, ARCH_SET_FS, main.fs_base) {
         fail(Step::Threads, b"setting the thread pointer", errno);
@@ -70,6 +79,8 @@ extern "C" fn resume(thread: &ThreadRecord) -> ! {
             fail(Step::Threads, b"registering restartable sequences", errno);
         }
     }
+    // SAFETY: set by `start` before the first thread was made, and valid until every thread has left the stub.
+    crate::settings::of_thread(unsafe { &*RESTORE.load(Ordering::Acquire) }, thread.tid);
     // SAFETY: stack pointer and address were recorded together by the engine's `park`, which expects 1 in eax.
     unsafe {
         asm!(

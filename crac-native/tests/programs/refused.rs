@@ -8,37 +8,16 @@ use super::lives;
 pub(crate) fn refused(what: &str) {
     let _kept: Box<dyn std::any::Any> = match what {
         "shared-memory" => Box::new(map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE, -1)),
-        "shared-file" | "deleted-file" => {
+        "shared-file" => {
             std::fs::write("mapped", [0; 4096]).unwrap();
             let file = File::options().read(true).write(true).open("mapped").unwrap();
-            let kept = if what == "shared-file" {
-                map(libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd())
-            } else {
-                map(libc::MAP_PRIVATE, libc::PROT_READ, file.as_raw_fd())
-            };
-            if what == "deleted-file" {
-                std::fs::remove_file("mapped").unwrap();
-            }
-            Box::new(kept)
-        }
-        "locked-memory" => {
-            let at = map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE, -1);
-            // SAFETY: the test's own mapping.
-            assert_eq!(unsafe { libc::mlock(at as *const _, 4096) }, 0);
-            Box::new(at)
+            Box::new(map(libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd()))
         }
         "dont-fork" => {
             let at = map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE, -1);
             // SAFETY: the test's own mapping.
             assert_eq!(unsafe { libc::madvise(at as *mut _, 4096, libc::MADV_DONTFORK) }, 0);
             Box::new(at)
-        }
-        "interval-timer" => {
-            let hour = libc::timeval { tv_sec: 3600, tv_usec: 0 };
-            let timer = libc::itimerval { it_interval: hour, it_value: hour };
-            // SAFETY: a valid timer far in the future.
-            assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) }, 0);
-            Box::new(())
         }
         "posix-timer" => {
             let mut id = ptr::null_mut();

@@ -204,11 +204,7 @@ fn does_not_grow(dir: &Path) {
 fn refusals(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
     for (what, kind) in [
-        ("shared-memory", "memory-shared"),
         ("shared-file", "memory-file-shared"),
-        ("deleted-file", "memory-file-deleted"),
-        ("locked-memory", "memory-locked"),
-        ("interval-timer", "timer"),
         ("posix-timer", "timer"),
         ("pending-signal", "signal-pending"),
         ("child", "child"),
@@ -226,12 +222,7 @@ fn refusals(dir: &Path) {
 
 fn refusals_beside(dir: &Path) {
     let to = format!("--image={}", image(dir, 0).display());
-    for (what, kind) in [
-        ("shared-memory", "memory-shared"),
-        ("dont-fork", "memory-other"),
-        ("locked-memory", "memory-locked"),
-        ("child", "child"),
-    ] {
+    for (what, kind) in [("shared-memory", "memory-shared"), ("dont-fork", "memory-other"), ("child", "child")] {
         let lines = lines_of(&finish(program(&format!("refused:{what}")).args([&to, "--mode=continue"])));
         let obstacles: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("obstacle ")).collect();
         assert!(matches!(obstacles[..], [one] if one.starts_with(&format!("{kind}: "))), "{what}: {lines:?}");

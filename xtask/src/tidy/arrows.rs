@@ -12,7 +12,7 @@ use super::Problem;
 use crate::workspace::Package;
 
 /// Each crate of the workspace and those members it may depend on, in every dependency table.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("crac-core", &[]),
     ("crac-sys", &[]),
     ("crac-macros", &[]),
@@ -28,7 +28,8 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("crac-tests", &ALL),
     ("crac-benches", &ALL),
     ("web-server", &ALL),
-    ("xtask", &["crac-core", "crac-testing"]),
+    ("crac-programs", &["crac-core", "crac-native", "crac-sys", "crac-testing"]),
+    ("xtask", &["crac-core", "crac-programs", "crac-testing"]),
 ];
 
 const LEVEL_0: [&str; 2] = ["crac-core", "crac-sys"];

@@ -1,6 +1,7 @@
 //! What the documentation shows of the code - the chart of states, the list of obstacles - is drawn from the code.
 
 use crac_core::ObstacleKind;
+use crac_programs::{Area, FEATURES, Fate};
 
 use super::Problem;
 
@@ -17,7 +18,7 @@ pub(crate) struct Drawing {
 }
 
 /// All of them.
-pub(crate) fn all() -> [Drawing; 2] {
+pub(crate) fn all() -> [Drawing; 3] {
     [
         Drawing {
             page: "docs/states.md",
@@ -27,6 +28,7 @@ pub(crate) fn all() -> [Drawing; 2] {
             text: format!("```mermaid\n{}\n```", crac_core::chart().trim_end()),
         },
         Drawing { page: "docs/limits.md", head: "# Limits\n\n", text: obstacles() },
+        Drawing { page: "docs/features.md", head: "# What comes back\n\n", text: features() },
     ]
 }
 
@@ -35,6 +37,21 @@ fn obstacles() -> String {
     let row = |kind: &ObstacleKind| format!("| `{kind}` | {} | {} |\n", kind.cause(), kind.advice());
     let rows: String = ObstacleKind::ALL.iter().map(row).collect();
     format!("| kind | why it cannot be saved | what to do |\n|---|---|---|\n{}", rows.trim_end())
+}
+
+/// The closed list of features of the kernel, part by part.
+fn features() -> String {
+    let part = |area: Area| {
+        let rows = FEATURES.iter().filter(|feature| feature.area == area).map(|feature| {
+            let fate = match feature.fate {
+                Fate::Restored => "restored".to_owned(),
+                Fate::Refused(kind) => format!("refused: `{kind}`"),
+            };
+            format!("| {} | {} | `{}` |\n", feature.what, fate, feature.name)
+        });
+        format!("## {area}\n\n| what | fate | program |\n|---|---|---|\n{}", rows.collect::<String>())
+    };
+    Area::ALL.map(part).join("\n").trim_end().to_owned()
 }
 
 impl Drawing {
@@ -93,9 +110,17 @@ mod tests {
 
     #[test]
     fn every_obstacle_has_its_row() {
-        let [_, limits] = all();
+        let [_, limits, _] = all();
         for kind in crac_core::ObstacleKind::ALL {
             assert!(limits.text.contains(&format!("| `{kind}` |")), "{kind}");
+        }
+    }
+
+    #[test]
+    fn every_feature_has_its_row() {
+        let [.., features] = all();
+        for feature in crac_programs::FEATURES {
+            assert!(features.text.contains(&format!("| `{}` |", feature.name)), "{}", feature.name);
         }
     }
 }

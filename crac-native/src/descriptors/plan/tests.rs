@@ -23,7 +23,7 @@ const PLAIN: &str = "pos:\t0\nflags:\t02\n";
 
 fn planned<'a>(arena: &'a Arena, facts: &[Fact<'_>], policy: &str) -> (DescriptorTable<'a>, Vec<ObstacleKind>) {
     let mut obstacles = ObstacleSink::new(arena);
-    let table = plan(facts, 4711, &policy.parse().unwrap(), arena, &mut obstacles).unwrap();
+    let table = plan(facts, 4711, &policy.parse().unwrap(), false, arena, &mut obstacles).unwrap();
     let kinds: Vec<_> = obstacles.into_obstacles().iter().map(|obstacle| obstacle.kind).collect();
     assert!(!kinds.is_empty() || sound(&table.records, &table.blob));
     (table, kinds)

@@ -4,7 +4,7 @@ use super::{BROKEN, CHANGED, O_ACCMODE, O_APPEND, O_DIRECT, O_WRONLY, close_on_e
 use crate::{
     layout::{
         DescriptorStep,
-        descriptors::{DescriptorRecord, File, Found, Pipe, find, identity},
+        descriptors::{DescriptorRecord, File, Found, Memfd, Pipe, find, identity},
     },
     report::{self, Decimal},
     sys::{self, Errno, Result, Stat},
@@ -82,6 +82,23 @@ fn born(descriptor: i32) -> (i64, u32) {
         }
         _ => (0, 0),
     }
+}
+
+/// Opens shared memory once more, as it was open.
+pub fn memfd(step: &DescriptorStep, record: &DescriptorRecord) -> Result<()> {
+    let memfd: Memfd = detail(step, record)?;
+    let at = step.objects.iter().position(|object| object.inode == memfd.inode).ok_or(BROKEN)?;
+    // `/proc/self/fd/` and the number.
+    let mut path = [0_u8; 40];
+    let number = Decimal::new(step.object_fd.wrapping_add(at as i32) as u64);
+    for (place, byte) in path.iter_mut().zip(b"/proc/self/fd/".iter().chain(number.bytes())) {
+        *place = *byte;
+    }
+    let flags = record.status_flags as usize & OPEN_FLAGS & !O_DIRECTORY | close_on_exec(record);
+    let made = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path.as_ptr(), flags, 0)? as i32;
+    syscall!(sys::SYS_LSEEK, made, memfd.position, 0)?;
+    place(made, record)?;
+    set_status(record)
 }
 
 /// Makes a pipe with what was in it.

@@ -35,7 +35,7 @@ impl Inherited {
     /// Moves what was handed over above the image's descriptor, out of the way of recorded numbers.
     pub fn step_aside(step: &DescriptorStep) -> Self {
         let mut inherited = Self::look(step.environment);
-        let mut least = step.image_fd.wrapping_add(1);
+        let mut least = step.object_fd.wrapping_add(step.objects.len() as i32);
         for number in inherited.numbers.iter_mut().filter(|number| **number >= 0) {
             // One that cannot be moved is closed with the rest, and its address is bound again.
             let moved =
@@ -290,6 +290,8 @@ fn decimal(text: &[u8]) -> Option<usize> {
 
 /// More than that are bound again.
 const INHERITED_MAX: usize = 16;
+/// Behind the last number that a supervisor may hand over.
+pub const INHERITED_END: i32 = FIRST_INHERITED + INHERITED_MAX as i32;
 /// `SD_LISTEN_FDS_START`.
 const FIRST_INHERITED: i32 = 3;
 const ADDRESS_BYTES_MAX: usize = 128;
