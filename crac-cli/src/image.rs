@@ -18,7 +18,12 @@ use crac_native::{
 };
 use serde::Serialize;
 
-use crate::{demands::Demands, exit::Exit, output, sealed, signature};
+use crate::{
+    demands::Demands,
+    exit::Exit,
+    find::{Finding, Wanted},
+    output, sealed, signature,
+};
 
 /// Why an image is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -119,6 +124,16 @@ pub(crate) fn open_plain(path: &Path, identities: &[PathBuf]) -> Result<File, Re
         return Err(mismatch.into());
     }
     sealed::open(&file, identities).map_err(|what| Reason { exit: Exit::Untrusted, what })
+}
+
+/// Looks through all of the plain image open at `file`.
+///
+/// # Errors
+///
+/// If it is none, or damaged.
+pub(crate) fn find(file: &File, wanted: Wanted) -> Result<Vec<Finding>, Reason> {
+    let image = Image::read(file)?;
+    wanted.find(file, &image).map_err(|error| Reason { exit: Exit::Failed, what: format!("it cannot be read: {error}") })
 }
 
 fn check_signature(path: &Path, file: &File, demands: &Demands) -> Result<(), Reason> {

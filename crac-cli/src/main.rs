@@ -18,6 +18,8 @@ mod env;
 mod exit;
 mod failure;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod find;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod image;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[path = "image_elsewhere.rs"]

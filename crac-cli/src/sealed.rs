@@ -12,7 +12,7 @@ use std::{
     str::FromStr,
 };
 
-use age::{Decryptor, Encryptor, Identity, Recipient, x25519};
+use age::{DecryptError, Decryptor, Encryptor, Identity, Recipient, x25519};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{exit::Exit, failure::Failure};
@@ -67,12 +67,21 @@ pub(crate) fn open(file: &File, identities: &[PathBuf]) -> Result<File, String> 
     let failed = |error: io::Error| format!("the image cannot be decrypted: {error}");
     let mut source = file.try_clone().map_err(failed)?;
     source.rewind().map_err(failed)?;
-    let decryptor = Decryptor::new_buffered(BufReader::new(source)).map_err(|error| failed(io::Error::other(error)))?;
-    let mut reader =
-        decryptor.decrypt(known.iter().map(|identity| &**identity)).map_err(|error| failed(io::Error::other(error)))?;
+    let decryptor = Decryptor::new_buffered(BufReader::new(source)).map_err(|error| words(&error))?;
+    let mut reader = decryptor.decrypt(known.iter().map(|identity| &**identity)).map_err(|error| words(&error))?;
     let plain = in_memory().map_err(|error| format!("there is no memory for the decrypted image: {error}"))?;
     copy_sparse(&mut reader, &plain).map_err(failed)?;
     Ok(plain)
+}
+
+/// What went wrong. The library's own words come from files that are not always there.
+fn words(error: &DecryptError) -> String {
+    let what = match error {
+        DecryptError::NoMatchingKeys => "none of the identities belongs to one of its recipients",
+        DecryptError::Io(error) => return format!("the image cannot be decrypted: {error}"),
+        _ => "it is damaged, or encrypted otherwise than to X25519 recipients",
+    };
+    format!("the image cannot be decrypted: {what}")
 }
 
 /// Copies all of `reader`; pages of zeros become holes.
@@ -125,7 +134,7 @@ impl Envelope {
         let failed =
             |error: &dyn std::fmt::Display| Failure::new(Exit::Failed, format!("cannot write {}: {error}", path.display()));
         let encryptor = Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as &dyn Recipient))
-            .map_err(|error| failed(&error))?;
+            .map_err(|_| failed(&"it cannot be encrypted to these recipients"))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file =
             tempfile::Builder::new().prefix(".crac-").suffix(".tmp").tempfile_in(parent).map_err(|error| failed(&error))?;

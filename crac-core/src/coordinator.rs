@@ -242,6 +242,12 @@ impl Coordinator {
                 }
             }
         }
+        if self.shared.policy.is_pristine() {
+            let used: Vec<_> =
+                lock(&self.shared.gates).iter().filter(|gate| gate.was_used()).map(|gate| gate.name().to_owned()).collect();
+            clear &= used.is_empty();
+            round.obstacles.extend(used.into_iter().map(|name| crate::Obstacle::new(crate::ObstacleKind::RequestServed, name)));
+        }
         round.stage("audit", begun);
         Event::Audited { clear }
     }

@@ -49,6 +49,8 @@ pub struct Needs {
     pub descriptors: bool,
     /// Whether sockets survive in a restored life, so that adapters need not close and rebind them.
     pub keeps_sockets: bool,
+    /// Whether memory with `MADV_DONTDUMP` is left out of images and comes back as zeros.
+    pub leaves_out_undumpable: bool,
     /// The modes the engine offers.
     pub modes: &'static [Mode],
 }
@@ -56,13 +58,20 @@ pub struct Needs {
 impl Needs {
     /// The needs of an engine called `engine` that saves this process alone.
     pub const fn new(engine: &'static str, modes: &'static [Mode]) -> Self {
-        Self { engine, descriptors: true, keeps_sockets: false, modes }
+        Self { engine, descriptors: true, keeps_sockets: false, leaves_out_undumpable: false, modes }
     }
 
     /// Sets [`Needs::descriptors`].
     #[must_use]
     pub const fn with_descriptors(mut self, descriptors: bool) -> Self {
         self.descriptors = descriptors;
+        self
+    }
+
+    /// Sets [`Needs::leaves_out_undumpable`].
+    #[must_use]
+    pub const fn with_leaves_out_undumpable(mut self, leaves_out_undumpable: bool) -> Self {
+        self.leaves_out_undumpable = leaves_out_undumpable;
         self
     }
 

@@ -15,20 +15,20 @@ use std::{
     task::{Poll, Waker},
 };
 
-use sync::{Arc, AtomicUsize, Mutex, Ordering};
+use sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering};
 
 #[cfg(crac_loom)]
 mod sync {
     pub(super) use loom::sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 }
 #[cfg(not(crac_loom))]
 mod sync {
     pub(super) use std::sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 }
 
@@ -48,6 +48,8 @@ pub struct Gate {
 struct Inner {
     name: String,
     word: AtomicUsize,
+    /// Whether anything has ever passed.
+    used: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
 }
 
@@ -59,7 +61,14 @@ pub struct Shut;
 impl Gate {
     /// An open gate; `name` says in the plural what passes it: `http requests`.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { inner: Arc::new(Inner { name: name.into(), word: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                name: name.into(),
+                word: AtomicUsize::new(0),
+                used: AtomicBool::new(false),
+                waiting: Mutex::new(Vec::new()),
+            }),
+        }
     }
 
     /// What passes this gate.
@@ -79,10 +88,21 @@ impl Gate {
                 return Err(Shut);
             }
             match self.inner.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(Pass { inner: self.inner.clone() }),
+                Ok(_) => {
+                    // Written once: the line stays shared between the threads that serve.
+                    if !self.inner.used.load(Ordering::Relaxed) {
+                        self.inner.used.store(true, Ordering::Release);
+                    }
+                    return Ok(Pass { inner: self.inner.clone() });
+                }
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Whether anything has ever passed the gate, in this life or in one it came from.
+    pub fn was_used(&self) -> bool {
+        self.inner.used.load(Ordering::Acquire)
     }
 
     /// Counts in work that is a consequence of something already inside, whether the gate is shut or not: a response that is

@@ -182,6 +182,8 @@ obstacle_kinds! {
         "run `crac doctor`";
     Cpu = "cpu", "The processor state has a part the engine does not restore (shadow stack, AMX tiles, protection keys).",
         "switch that feature off for this service";
+    RequestServed = "request-served", "A request has been served, whose data may still be in memory, and the policy is `pristine`.",
+        "take the checkpoint before the first request (`crac run --checkpoint-on ready`, readiness before listening), or drop `pristine`";
     Resource = "resource", "A resource did not let go.",
         "see the failure above";
     Image = "image", "The image cannot be written where it was asked for.",

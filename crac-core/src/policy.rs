@@ -1,10 +1,13 @@
 //! What to do about an obstacle: rules by kind and filter, one grammar wherever they come from.
 //!
 //! ```text
-//! policy := rule (';' | newline) rule ...
+//! policy := part (';' | newline) part ...
+//! part   := rule | 'pristine'
 //! rule   := KIND [':' FILTER] '=' ACTION
 //! ACTION := refuse | reopen | rebind | sever | keep
 //! ```
+//!
+//! `pristine` refuses every checkpoint once a request has been served, so that no image holds anything of one.
 //!
 //! `KIND` is an [`ObstacleKind::id`]. `FILTER` matches the thing's name (a path, `ADDR:PORT`) and may hold `*`, which stands
 //! for any run of characters. A `#` at the start of a rule makes it a comment. The last rule that matches wins, so a general
@@ -67,6 +70,7 @@ pub struct Rule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
+    pristine: bool,
 }
 
 impl Policy {
@@ -85,6 +89,19 @@ impl Policy {
     /// Adds all rules of `later` behind the rules of this policy.
     pub fn extend(&mut self, later: Policy) {
         self.rules.extend(later.rules);
+        self.pristine |= later.pristine;
+    }
+
+    /// Refuses every checkpoint once a request has been served.
+    #[must_use]
+    pub fn pristine(mut self) -> Self {
+        self.pristine = true;
+        self
+    }
+
+    /// Whether a checkpoint is refused once a request has been served.
+    pub fn is_pristine(&self) -> bool {
+        self.pristine
     }
 
     /// What to do about a thing of `kind` that is called `name` (a path or an address).
@@ -100,9 +117,9 @@ impl Policy {
             .map_or(Action::Refuse, |rule| rule.action)
     }
 
-    /// Whether there are no rules.
+    /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.rules.is_empty() && !self.pristine
     }
 }
 
@@ -113,7 +130,11 @@ impl fmt::Display for Policy {
             let filter = rule.filter.as_deref().map(|filter| format!(":{filter}")).unwrap_or_default();
             write!(f, "{separator}{}{filter} = {}", rule.kind, rule.action)?;
         }
-        Ok(())
+        match (self.pristine, self.rules.is_empty()) {
+            (true, true) => f.write_str("pristine"),
+            (true, false) => f.write_str("; pristine"),
+            (false, _) => Ok(()),
+        }
     }
 }
 
@@ -148,6 +169,10 @@ impl FromStr for Policy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut policy = Policy::new();
         for rule in text.split([';', '\n']).map(str::trim).filter(|rule| !rule.is_empty() && !rule.starts_with('#')) {
+            if rule == "pristine" {
+                policy.pristine = true;
+                continue;
+            }
             let (left, action) = rule.rsplit_once('=').ok_or_else(|| PolicyError::NoAction(rule.to_owned()))?;
             let action = action.trim();
             let (_, action) = Action::ALL
@@ -206,7 +231,7 @@ mod tests {
 
     #[test]
     fn display_and_parse_are_inverse() {
-        let policy: Policy = "tcp-established:10.0.0.9:* = sever; file-writable = reopen".parse().unwrap();
+        let policy: Policy = "tcp-established:10.0.0.9:* = sever; pristine; file-writable = reopen".parse().unwrap();
         assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);
     }
 

@@ -157,6 +157,7 @@ pub struct CheckpointContext {
     pub(crate) generation: u64,
     pub(crate) keeps_sockets: bool,
     pub(crate) remaining: Duration,
+    pub(crate) leaves_out_undumpable: bool,
     pub(crate) left_out: LeftOut,
 }
 
@@ -177,6 +178,11 @@ impl CheckpointContext {
     /// Whether sockets survive in the restored life: then there is no need to close and rebind them.
     pub fn keeps_sockets(&self) -> bool {
         self.keeps_sockets
+    }
+
+    /// Whether memory with `MADV_DONTDUMP` (madvise(2)) is not saved and is zero in a restored life.
+    pub fn leaves_out_undumpable(&self) -> bool {
+        self.leaves_out_undumpable
     }
 
     /// Leaves an open descriptor out of the image: this process keeps it, a restored life does not have it.

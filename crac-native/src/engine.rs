@@ -139,7 +139,7 @@ impl Default for NativeEngine {
 
 impl Engine for NativeEngine {
     fn needs(&self) -> Needs {
-        Needs::new("native", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse])
+        Needs::new("native", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse]).with_leaves_out_undumpable(true)
     }
 
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {

@@ -27,7 +27,7 @@ pub(crate) enum Class {
     Refused(ObstacleKind),
     /// Anonymous memory: existing pages are saved.
     Anonymous,
-    /// Anonymous memory that is not to survive (`MADV_WIPEONFORK`, `MAP_DROPPABLE`): comes back empty.
+    /// Anonymous memory that is not to survive (`MADV_WIPEONFORK`, `MADV_DONTDUMP`, `MAP_DROPPABLE`): comes back empty.
     Forgotten,
     /// Memory that came from the image this life was restored from.
     Image,
@@ -72,12 +72,13 @@ pub(crate) fn classify(entry: &SmapsEntry<'_>, image: Option<BackingFile>, is_ob
         return match mapping.name() {
             _ if mapping.shared => Class::Refused(Kind::MemoryShared),
             MappingName::Special(_) => Class::Refused(Kind::MemoryOther),
-            _ if flags.contains(b"wf") || flags.contains(b"dp") => Class::Forgotten,
+            _ if flags.contains(b"wf") || flags.contains(b"dd") || flags.contains(b"dp") => Class::Forgotten,
             _ => Class::Anonymous,
         };
     }
     if image == Some(BackingFile { device: mapping.device, inode: mapping.inode }) && !mapping.shared {
-        return Class::Image;
+        // Secret memory may lie where memory of the image was.
+        return if flags.contains(b"dd") { Class::Forgotten } else { Class::Image };
     }
     match mapping.name() {
         MappingName::File { path, .. } if path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") => {
@@ -198,6 +199,7 @@ mod tests {
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr mr mw me ac", false, Class::Anonymous),
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr wf", false, Class::Forgotten),
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr lo", false, Class::Anonymous),
+            ("1000-2000 rw-p 00000000 00:00 0", "rd wr dd", false, Class::Forgotten),
             ("1000-2000 rw-p 00000000 00:00 0", "rd wr ht", false, Class::Refused(Kind::MemoryOther)),
             ("1000-2000 rw-s 00000000 00:01 9 /dev/zero (deleted)", "sh", false, Class::Memory),
             ("1000-2000 rw-s 00000000 00:01 9 /memfd:x (deleted)", "sh", false, Class::Memory),

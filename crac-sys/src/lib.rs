@@ -15,6 +15,7 @@ pub mod mem;
 pub mod proc;
 pub mod process;
 mod raw;
+pub mod secret;
 pub mod signal;
 pub mod socket;
 pub mod text;

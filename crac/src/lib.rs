@@ -26,6 +26,8 @@
 #[doc(hidden)]
 pub mod __private;
 pub mod env;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod secret;
 mod service;
 mod settings;
 
@@ -37,6 +39,12 @@ pub use crac_core::{
 #[cfg(feature = "macros")]
 pub use crac_macros::main;
 pub use crac_tokio::{Attached, InFlight, attach, attach_in, in_flight, spawn};
+
+/// An allocator for services whose freed memory holds what an image should not.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod alloc {
+    pub use crac_sys::secret::Zeroising;
+}
 
 /// Listeners and sockets that come back in a restored life.
 pub mod net {

@@ -52,11 +52,19 @@ impl Coordinator {
     /// Tells batch `at` to let go.
     pub(super) fn before(&mut self, at: usize, round: &mut RoundData, inbox: &mpsc::Sender<Message>) -> Event {
         let (mode, generation) = (round.request.mode, round.metadata.generation);
-        let keeps_sockets = self.shared.engine.needs().keeps_sockets;
+        let needs = self.shared.engine.needs();
+        let (keeps_sockets, leaves_out_undumpable) = (needs.keeps_sockets, needs.leaves_out_undumpable);
         let left_out = round.left_out.clone();
         let hook = move |entry: &Arc<Entry>, limit: Duration| -> BoxFuture<Result<(), BoxError>> {
             let resource = entry.resource.clone();
-            let context = CheckpointContext { mode, generation, keeps_sockets, remaining: limit, left_out: left_out.clone() };
+            let context = CheckpointContext {
+                mode,
+                generation,
+                keeps_sockets,
+                remaining: limit,
+                leaves_out_undumpable,
+                left_out: left_out.clone(),
+            };
             Box::pin(async move { resource.before_checkpoint(&context).await })
         };
         let failures = round.failures.len();

@@ -199,6 +199,16 @@ fn a_capture_that_goes_on_beside_the_process_keeps_no_door_shut() {
 }
 
 #[test]
+fn a_pristine_service_is_saved_until_it_has_served_a_request() {
+    let setup = setup_with(quick(), |builder| builder.policy("pristine".parse().unwrap()));
+    let gate = setup.context.gate("http requests");
+    assert!(setup.round(Mode::Continue).is_ok());
+    drop(gate.enter().unwrap());
+    let report = setup.aborted(Mode::Exit);
+    assert_eq!(report.obstacles, [Obstacle::new(ObstacleKind::RequestServed, "http requests")]);
+}
+
+#[test]
 fn a_capture_that_fails_beside_the_process_is_no_image() {
     let mut setup = setup();
     setup.add("cache", Phase::Service, Act::Well, Act::Well);
