@@ -96,6 +96,31 @@ fn clones_share_state_but_not_randomness() {
 }
 
 #[test]
+fn many_clones_of_one_image_each_have_their_own_place_and_identity() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&["--warm-mib", "16"]);
+    service.get("/counter");
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let clones: Vec<_> = (0..24)
+        .map(|_| {
+            let addr = crac_testing::lab::free_addr();
+            let mut command = lab.command(&image);
+            command.args(["--", "--listen", &addr.to_string()]);
+            crac_testing::lab::Service::start(command, addr)
+        })
+        .collect();
+    let (mut ids, mut drawn) = (HashSet::new(), HashSet::new());
+    for clone in clones {
+        let clone = clone.answering();
+        assert_eq!(clone.get("/counter").body.trim(), "2", "each has the state of the image, and changes its own");
+        assert!(ids.insert(clone.get("/instance").json()["instance_id"].to_string()), "an instance id repeats");
+        assert!(drawn.insert(clone.get("/random").json()["rand"].to_string()), "randomness repeats");
+        assert_eq!(clone.get("/instance").json()["pid"], clone.pid());
+    }
+}
+
+#[test]
 fn generations_follow_each_other() {
     let lab = Lab::new();
     let mut service = lab.web_server(&[]);

@@ -1,5 +1,6 @@
 //! Restore against cold start and against the floor, in one run, in turn: no number stands alone.
 
+mod clones;
 mod goes_on;
 
 use std::{path::PathBuf, process::Command};
@@ -13,6 +14,7 @@ use crate::{
     workspace,
 };
 
+pub(crate) use clones::clones;
 pub(crate) use goes_on::goes_on;
 
 /// Counted runs of each thing; `CRAC_BENCH_RUNS` chooses another number.

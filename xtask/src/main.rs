@@ -28,6 +28,7 @@ usage: cargo xtask <task>
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
   bench restore    time restore against cold start and against a program that does nothing but answer
   bench continue   time the pause of a service that goes on against a bare fork of it, and its requests meanwhile
+  bench clones     time 200 lives of one image until all answer, and weigh them
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
   fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
@@ -49,6 +50,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(),
         ["bench", "restore"] => bench::restore(),
         ["criu"] => criu::tell(),
+        ["bench", "clones"] => bench::clones(),
         ["bench", "continue"] => bench::goes_on(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
