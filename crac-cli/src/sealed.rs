@@ -74,6 +74,19 @@ pub(crate) fn open(file: &File, identities: &[PathBuf]) -> Result<File, String> 
     Ok(plain)
 }
 
+/// Copies the image open at `file` into memory, where it may be executed although its file system does not allow that.
+///
+/// # Errors
+///
+/// As reading, or as memfd_create(2).
+pub(crate) fn copy_to_memory(file: &File) -> io::Result<File> {
+    let mut source = file.try_clone()?;
+    source.rewind()?;
+    let plain = in_memory()?;
+    copy_sparse(&mut BufReader::with_capacity(1 << 20, source), &plain)?;
+    Ok(plain)
+}
+
 /// What went wrong. The library's own words come from files that are not always there.
 fn words(error: &DecryptError) -> String {
     let what = match error {

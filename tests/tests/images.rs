@@ -106,6 +106,33 @@ fn an_inspection_shows_maps_libraries_and_sizes() {
 }
 
 #[test]
+fn an_image_on_a_mount_without_execution_is_restored_from_memory() {
+    let name = "an_image_on_a_mount_without_execution_is_restored_from_memory";
+    let taken = taken();
+    let namespaces = taken.lab.command("unshare").args(["--user", "--map-current-user", "--mount", "true"]).status();
+    let mounts = taken.lab.command("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
+    if ![namespaces, mounts].into_iter().all(|status| status.is_ok_and(|status| status.success())) {
+        return skip(name, "this user may not make a mount namespace, so there is no mount without execution");
+    }
+    let dir = taken.lab.file("noexec");
+    std::fs::create_dir(&dir).unwrap();
+    let addr = crac_testing::lab::free_addr();
+    let script = format!(
+        "mount -t tmpfs -o noexec none {dir} && cp {image} {dir}/web.crac && ! {dir}/web.crac 2>/dev/null && \
+         exec unshare --user --map-user={uid} --map-group={gid} {crac} restore {dir}/web.crac -- --listen {addr}",
+        dir = dir.display(),
+        image = taken.image.display(),
+        uid = rustix::process::geteuid().as_raw(),
+        gid = rustix::process::getegid().as_raw(),
+        crac = crac_testing::programs::program("crac").display(),
+    );
+    let mut command = taken.lab.command("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
+    let service = crac_testing::lab::Service::start(command, addr).answering();
+    assert_eq!(service.get("/instance").json()["generation"], 1);
+}
+
+#[test]
 fn flipped_page_data_is_found_by_verify() {
     let taken = taken();
     let at = taken.number("data_offset");
