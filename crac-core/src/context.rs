@@ -303,7 +303,7 @@ impl Context {
         *self.shared.spawner.write().unwrap_or_else(std::sync::PoisonError::into_inner) = spawner;
     }
 
-    /// Runs `work` on every held thread of each restored life, before that thread runs anything else: to make what is private to
+    /// Runs `work` on every held thread of each restored life, before that thread runs anything else (others may go on by then): to make what is private to
     /// a thread fresh. For the rest of the context's life.
     pub fn on_sweep(&self, name: impl Into<String>, work: impl Fn() + Send + Sync + 'static) {
         lock(&self.shared.sweeps).push((name.into(), Arc::new(work)));
@@ -490,6 +490,7 @@ fn first_life(instance_id: InstanceId, host: Arc<dyn Host>, deadlines: &Deadline
             asleep_monotonic: std::time::Duration::ZERO,
             args: nothing,
             env: Vec::new(),
+            listeners: Default::default(),
             host_before: HostFacts::default(),
             host,
             host_after: Default::default(),

@@ -153,7 +153,7 @@ impl Coordinator {
             resources: Vec::new(),
             failures: Vec::new(),
             obstacles: Vec::new(),
-            unswept: Vec::new(),
+            sweeping: Vec::new(),
             capture: None,
             underway: None,
             asleep: None,
@@ -359,6 +359,7 @@ impl Coordinator {
                 asleep_monotonic: restoration.asleep_monotonic,
                 args: restoration.args,
                 env: restoration.env,
+                listeners: restoration.listeners,
                 host_before: round.host_before.clone(),
                 host: self.shared.host.clone(),
                 host_after: Default::default(),
@@ -387,10 +388,9 @@ impl Coordinator {
                 }
             }
         });
+        // Each held thread goes on as soon as it has swept: the last is asked for when the door is open.
+        round.sweeping = round.held.iter().map(|held| held.sweep(all.clone())).collect();
         all();
-        for held in &round.held {
-            round.unswept.extend(held.sweep(all.clone(), self.shared.deadlines.hold));
-        }
         round.stage("sweep", begun);
         Event::Swept
     }
@@ -414,9 +414,15 @@ impl Coordinator {
     }
 
     fn answer(&mut self, ending: Ending, round: &mut RoundData) {
+        if ending == Ending::Restored {
+            self.shared.engine.settle();
+            self.shared.life.read().unwrap_or_else(PoisonError::into_inner).inner.listeners.close();
+        }
+        let deadline = Instant::now() + self.shared.deadlines.hold;
+        let unswept = round.sweeping.drain(..).flat_map(|sweeping| sweeping.unswept(deadline)).collect();
         self.resume_triggers(round);
         let ending = self.settle(ending, round);
-        let report = Arc::new(self.report(ending, round));
+        let report = Arc::new(self.report(ending, round, unswept));
         tracing::info!(ending = ?report.ending, took_ms = report.took.as_secs_f64() * 1e3, failures = report.failures.len(), obstacles = report.obstacles.len(), "checkpoint round ended");
         let completed = match ending {
             Ending::Continued => Ok(Completed::Continued(report)),
@@ -433,7 +439,7 @@ impl Coordinator {
         }
     }
 
-    fn report(&self, ending: Ending, round: &mut RoundData) -> Report {
+    fn report(&self, ending: Ending, round: &mut RoundData, unswept: Vec<String>) -> Report {
         let life = self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone();
         Report {
             name: self.shared.name(),
@@ -455,7 +461,7 @@ impl Coordinator {
             capture: round.capture.take(),
             failures: round.failures.clone(),
             obstacles: std::mem::take(&mut round.obstacles),
-            unswept: std::mem::take(&mut round.unswept),
+            unswept,
             asleep: round.asleep,
             took: round.took_before + round.begun.elapsed(),
         }

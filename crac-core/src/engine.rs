@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     lineage::{ImageId, InstanceId},
+    listeners::Listeners,
     obstacle::Obstacle,
     policy::Policy,
 };
@@ -37,6 +38,10 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// [`EngineError`]; the process is then as it was before the call.
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError>;
+
+    /// Gives back what is left of a restore. Called in a restored life once its door is open, on the coordinator's thread, so that
+    /// no first answer waits for it.
+    fn settle(&self) {}
 }
 
 /// What an engine is, and what it wants from the audit and the adapters.
@@ -302,6 +307,8 @@ pub struct Restoration {
     pub args: Vec<std::ffi::OsString>,
     /// The environment of the restore.
     pub env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    /// Listening sockets that a supervisor handed to this life and the engine has no other use for.
+    pub listeners: Listeners,
     /// Named stages of the restore and their durations, as far as the engine measured them.
     pub stages: Vec<Stage>,
 }
@@ -317,6 +324,7 @@ impl Restoration {
             asleep_monotonic: Duration::ZERO,
             args: Vec::new(),
             env: Vec::new(),
+            listeners: Listeners::default(),
             stages: Vec::new(),
         }
     }

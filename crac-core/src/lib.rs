@@ -31,6 +31,7 @@ mod engine;
 mod gate;
 mod hook;
 mod lineage;
+mod listeners;
 mod obstacle;
 mod policy;
 mod registry;
@@ -55,6 +56,7 @@ pub use engine::{
 };
 pub use gate::{Gate, Pass, Shut};
 pub use lineage::{ImageId, InstanceId, NotAnIdentity};
+pub use listeners::Listeners;
 pub use obstacle::{Obstacle, ObstacleKind, UnknownObstacleKind};
 pub use policy::{Action, Policy, PolicyError, Rule};
 pub use registry::ResourceInfo;
@@ -63,7 +65,8 @@ pub use request::{CheckpointError, CheckpointRequest, Completed, Denial, Ticket}
 pub use resource::{BoxError, CheckpointContext, Phase, Registration, Resource, ResourceOptions};
 pub use restore::{AbortReason, EnvChange, Outcome, RestoreContext};
 pub use seams::{
-    Audit, BoxFuture, Held, Hold, Host, HostFacts, NoHost, RoundProgress, RoundWatch, Spawned, Spawner, ThreadSpawner, Trigger,
+    Audit, BoxFuture, Held, Hold, Host, HostFacts, NoHost, RoundProgress, RoundWatch, Spawned, Spawner, Sweeping, ThreadSpawner,
+    Trigger,
 };
 pub use sim::{SimEngine, SimScript};
 pub use state::RestoreFailure;

@@ -3,13 +3,15 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fmt,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use crate::{
     lineage::{ImageId, InstanceId},
+    listeners::Listeners,
     seams::{Host, HostFacts},
 };
 
@@ -73,6 +75,7 @@ pub(crate) struct Inner {
     pub(crate) asleep_monotonic: Duration,
     pub(crate) args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) listeners: Listeners,
     pub(crate) host_before: HostFacts,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) host_after: OnceLock<HostFacts>,
@@ -130,6 +133,17 @@ impl RestoreContext {
     /// One variable of the environment of the restore.
     pub fn var(&self, name: impl AsRef<OsStr>) -> Option<&OsStr> {
         self.inner.env.iter().find(|(key, _)| key == name.as_ref()).map(|(_, value)| value.as_os_str())
+    }
+
+    /// Takes the socket that listens at `addr` from those that a supervisor handed to this life (`LISTEN_FDS`, sd_listen_fds(3)):
+    /// it has kept the socket open, so that nobody was refused meanwhile. Each can be taken once, until the door opens; what is
+    /// left then is closed.
+    ///
+    /// # Errors
+    ///
+    /// When no descriptor is left to look at the sockets.
+    pub fn take_listener(&self, addr: SocketAddr) -> io::Result<Option<TcpListener>> {
+        self.inner.listeners.take(addr)
     }
 
     /// How the environment of the restore differs from `std::env::vars_os`; empty outside a restored life.

@@ -15,7 +15,7 @@ use crate::{
     report::{Failure, FailureKind, ResourceReport},
     request::{CheckpointError, CheckpointRequest, Completed},
     resource::LeftOut,
-    seams::{Held, HostFacts, RoundProgress, RoundWatch, Trigger},
+    seams::{Held, HostFacts, RoundProgress, RoundWatch, Sweeping, Trigger},
 };
 
 /// Where an answer goes.
@@ -55,7 +55,8 @@ pub(crate) struct RoundData {
     pub(crate) resources: Vec<ResourceReport>,
     pub(crate) failures: Vec<Failure>,
     pub(crate) obstacles: Vec<Obstacle>,
-    pub(crate) unswept: Vec<String>,
+    /// The held threads of a restored life, until they have swept.
+    pub(crate) sweeping: Vec<Box<dyn Sweeping>>,
     pub(crate) capture: Option<CaptureReport>,
     /// A capture that goes on beside the process.
     pub(crate) underway: Option<Box<dyn Underway>>,

@@ -1,13 +1,6 @@
 //! What the coordinator needs from the outside and does not know how to do: run hooks, stop runtimes, look at the process.
 
-use std::{
-    ffi::OsString,
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsString, fmt, future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +24,12 @@ pub trait Spawner: Send + Sync + 'static {
     ///
     /// If the runtime is gone. The round then fails with this error.
     fn spawn(&self, future: BoxFuture<()>) -> Result<Box<dyn Spawned>, BoxError>;
+
+    /// Calls `work` on this thread, where it finds the runtime that [`spawn`](Self::spawn) uses: timers and sockets made in it
+    /// belong to that runtime. Without a runtime it is just a call.
+    fn inside(&self, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// A task started by a [`Spawner`].
@@ -59,14 +58,17 @@ pub trait Held: Send {
     /// How many threads stand still.
     fn threads(&self) -> usize;
 
-    /// Runs `work` once on every held thread, before that thread runs anything else; blocks until all have done so or `limit`
-    /// has passed.
-    ///
-    /// Returns the names of threads on which it did not run.
-    fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>, limit: Duration) -> Vec<String>;
+    /// Has every held thread run `work` once, before that thread runs anything else. Does not wait for them.
+    fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>) -> Box<dyn Sweeping>;
 
-    /// Lets the threads run again. Does not block.
+    /// Lets the threads run again, each as soon as it has swept. Does not block.
     fn release(self: Box<Self>);
+}
+
+/// Threads that sweep, each for itself.
+pub trait Sweeping: Send {
+    /// Waits until all have done so, at most until `deadline`; the names of threads on which the work did not run.
+    fn unswept(&self, deadline: Instant) -> Vec<String>;
 }
 
 /// Looks at the whole process for what no engine of its kind would carry over.
@@ -212,6 +214,12 @@ impl Spawner for ThreadSpawner {
 impl fmt::Debug for dyn Spawned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Spawned")
+    }
+}
+
+impl fmt::Debug for dyn Sweeping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sweeping")
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) fn capture<B: Send + 'static>(
 ) -> Result<Captured, EngineError> {
     let failed = |what: &'static str| move |errno: Errno| failure((what, errno));
     let began = facts::now();
+    // Nobody may have told the engine so far.
+    resumed::settle();
     let mut stub = Stub::load().ok_or_else(|| EngineError::Failed {
         what: "the restorer stub built into this program is not of the expected form".into(),
         hint: "hint: this is a bug in crac-native's build script".into(),
@@ -121,7 +123,8 @@ pub(crate) fn capture<B: Send + 'static>(
         // Another process: the arena is not mapped here, and the descriptors are not this file's.
         std::mem::forget(work);
         std::mem::forget(arena);
-        let restoration = resumed::take_over(request, mask, &stack);
+        let (restoration, stub_at) = resumed::take_over(request, mask, &stack);
+        resumed::keep_for_later(stub_at, [stub.bytes, manifest], own);
         return Ok(Captured::Restored(restoration));
     }
     HEADER_AT.store(0, Ordering::SeqCst);

@@ -152,6 +152,11 @@ impl Engine for NativeEngine {
             }),
         }
     }
+
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn settle(&self) {
+        crate::resumed::settle();
+    }
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

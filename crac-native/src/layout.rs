@@ -25,7 +25,7 @@
 //! * `crate::descriptors::survey(&Survey, &mut ObstacleSink) -> Result<DescriptorTable, Errno>` is called by the engine while
 //!   all other threads are stopped: arena and raw system calls only, no allocation, no lock, no panic.
 //! * The table's records and its blob (text, sockaddrs, epoll sets) become two sections of the image.
-//! * The stub calls `descriptors::restore(&DescriptorStep) -> Result<(), Failure>` at step [`Step::Descriptors`]. At that
+//! * The stub calls `descriptors::restore(&DescriptorStep) -> Result<Listeners, Failure>` at step [`Step::Descriptors`]. At that
 //!   point memory is back, no thread exists yet, working directory and umask are the recorded ones, all signals are blocked;
 //!   descriptors 0, 1, 2 and everything else the new process was started with are still open, and the image's descriptor has
 //!   been moved to `DescriptorStep::image_fd`, which lies above every recorded number and is closed afterwards by the caller.
@@ -510,8 +510,14 @@ pub struct Handover {
     /// Device and inode of the image, as `fstat(2)` has them.
     pub image_device: u64,
     pub image_inode: u64,
+    /// Listening sockets that a supervisor handed over and no recorded descriptor has taken; 0 where there is none.
+    pub listeners: Listeners,
 }
-const _: () = assert!(size_of::<Handover>() == 56 + 8 * Step::COUNT && align_of::<Handover>() == 8);
+/// Descriptors, 0 where there is none.
+pub type Listeners = [i32; LISTENERS_MAX];
+/// How many sockets a supervisor may hand over (sd_listen_fds(3)); those beyond are closed.
+pub const LISTENERS_MAX: usize = 16;
+const _: () = assert!(size_of::<Handover>() == 56 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
 
 macro_rules! steps {
     ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {

@@ -11,7 +11,7 @@
 use std::{
     os::fd::AsFd,
     ptr, slice,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crac_sys::{
@@ -27,7 +27,9 @@ use crate::{
 /// The table of this life: address and number of [`Range`]s; zero in a life that began cold.
 static RANGES: AtomicUsize = AtomicUsize::new(0);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-/// The image's device and inode as `maps` shows them.
+/// Whether this life came from an image.
+static CAME_BACK: AtomicBool = AtomicBool::new(false);
+/// The image's device and inode as `maps` shows them, once somebody has asked.
 static DEVICE: AtomicUsize = AtomicUsize::new(0);
 static INODE: AtomicUsize = AtomicUsize::new(0);
 
@@ -91,9 +93,22 @@ pub(crate) fn is_interposed() -> bool {
 }
 
 /// The image this life came from, as `maps` shows it.
-pub(crate) fn backing_file() -> Option<BackingFile> {
+///
+/// # Errors
+///
+/// When the mappings cannot be read: no descriptor is left, or there is no `/proc`.
+pub(crate) fn backing_file() -> Result<Option<BackingFile>, Errno> {
+    if !CAME_BACK.load(Ordering::Acquire) {
+        return Ok(None);
+    }
+    if INODE.load(Ordering::Acquire) == 0 {
+        // This very code is a mapping of the image and stays one.
+        let found = mapping_at(backing_file as *const () as usize)?;
+        DEVICE.store(((u64::from(found.device.0) << 32) | u64::from(found.device.1)) as usize, Ordering::Release);
+        INODE.store(found.inode as usize, Ordering::Release);
+    }
     let (device, inode) = (DEVICE.load(Ordering::Acquire) as u64, INODE.load(Ordering::Acquire) as u64);
-    (inode != 0).then_some(BackingFile { device: ((device >> 32) as u32, device as u32), inode })
+    Ok(Some(BackingFile { device: ((device >> 32) as u32, device as u32), inode }))
 }
 
 /// Whether memory of the image in this range was anonymous memory of the service.
@@ -105,12 +120,8 @@ pub(crate) fn was_anonymous(start: u64, end: u64) -> bool {
 pub(crate) fn install(runs: &[RunRecord]) -> Result<(), Errno> {
     forget();
     let anonymous = || runs.iter().filter(|record| record.flags & run::ANONYMOUS != 0);
-    let mapped = runs.iter().find(|record| record.flags & run::COPY == 0);
-    if let Some(record) = mapped {
-        let found = mapping_at(record.start as usize)?;
-        DEVICE.store(((u64::from(found.device.0) << 32) | u64::from(found.device.1)) as usize, Ordering::Release);
-        INODE.store(found.inode as usize, Ordering::Release);
-    }
+    INODE.store(0, Ordering::Release);
+    CAME_BACK.store(true, Ordering::Release);
     let count = anonymous().count();
     if count == 0 {
         return Ok(());
@@ -140,6 +151,7 @@ fn forget() {
 
 /// Writes to every page that the statics of this file lie on, so that they are part of every image.
 pub(crate) fn touch() {
+    CAME_BACK.fetch_or(false, Ordering::SeqCst);
     INODE.fetch_add(0, Ordering::SeqCst);
     COUNT.fetch_add(0, Ordering::SeqCst);
 }
@@ -162,12 +174,15 @@ fn overlaps(ranges: &[Range], start: usize, end: usize) -> bool {
 
 /// Replaces what is still a mapping of the image within `start..end` by fresh anonymous memory of the same protection.
 fn replace(start: usize, end: usize) -> Result<(), Errno> {
-    let Some(image) = backing_file() else { return Ok(()) };
+    let Some(image) = backing_file()? else { return Ok(()) };
     let mut at = start;
     while at < end {
         let found = match mapping_at(at) {
             Ok(found) if (found.start as usize) < end => found,
-            _ => return Ok(()),
+            Ok(_) => return Ok(()),
+            Err(errno) if errno.number() == libc::ENOENT => return Ok(()),
+            // The caller must not take the old bytes for zeros.
+            Err(errno) => return Err(errno),
         };
         let (from, to) = ((found.start as usize).max(start), (found.end as usize).min(end));
         if (BackingFile { device: found.device, inode: found.inode }) == image {

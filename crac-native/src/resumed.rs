@@ -1,7 +1,17 @@
 //! The first steps of a restored life, on the thread that made the capture.
 #![expect(unsafe_code, reason = "reads what the stub left at an agreed address, and unmaps the stub")]
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt, ptr, slice, sync::atomic::Ordering, time::Duration};
+use std::{
+    ffi::OsString,
+    ops::Range,
+    os::{
+        fd::{FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStringExt,
+    },
+    ptr, slice,
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use crac_core::{CaptureRequest, ImageId, InstanceId, Restoration, Stage};
 use crac_sys::{mem, process, signal};
@@ -21,7 +31,13 @@ use crate::{
 /// alternate signal stack.
 ///
 /// Until the threads go on nothing is allocated: one of them may have been stopped inside the allocator.
-pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, stack: &libc::stack_t) -> Restoration {
+///
+/// Gives back the addresses at which the stub still is: [`settle`] unmaps it.
+pub(crate) fn take_over(
+    request: &CaptureRequest<'_>,
+    mask: signal::SignalSet,
+    stack: &libc::stack_t,
+) -> (Restoration, Range<usize>) {
     let header_at = HEADER_AT.swap(0, Ordering::SeqCst);
     let header = ptr::with_exposed_provenance::<Header>(header_at as usize);
     // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
@@ -53,11 +69,32 @@ pub(crate) fn take_over(request: &CaptureRequest<'_>, mask: signal::SignalSet, s
         process::exit_group(crate::layout::EXIT_FAILED);
     }
     let restoration = describe(&header, asleep_monotonic, request);
-    let zone = (header.zone_start as usize, (header.zone_end - header.zone_start) as usize);
-    // SAFETY: every thread has left the stub, and what it left has been copied.
-    let unmapped = unsafe { mem::unmap(zone.0, zone.1) };
+    (restoration, header.zone_start as usize..header.zone_end as usize)
+}
+
+/// What a restored life no longer needs, and is in no hurry to give back.
+#[derive(Debug)]
+struct Leftovers {
+    stub_at: Range<usize>,
+    _bytes: [Vec<u8>; 2],
+    _descriptors: Vec<RawFd>,
+}
+
+static LEFTOVERS: Mutex<Option<Leftovers>> = Mutex::new(None);
+
+/// Keeps what the capture had allocated, and the mappings of the stub, until [`settle`]: giving memory back writes to pages that
+/// have to be fetched first, and the first answer of the restored life would wait for it.
+pub(crate) fn keep_for_later(stub_at: Range<usize>, bytes: [Vec<u8>; 2], descriptors: Vec<RawFd>) {
+    let leftovers = Leftovers { stub_at, _bytes: bytes, _descriptors: descriptors };
+    *LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(leftovers);
+}
+
+/// Gives back what was kept, if there is something.
+pub(crate) fn settle() {
+    let Some(leftovers) = LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    // SAFETY: every thread has left the stub, and what it left was copied before this record was made, which is used up once.
+    let unmapped = unsafe { mem::unmap(leftovers.stub_at.start, leftovers.stub_at.len()) };
     debug_assert!(unmapped.is_ok(), "the stub's own mappings can be unmapped");
-    restoration
 }
 
 /// Sets the offsets of the clocks, before any thread reads one. Returns how far the service's monotonic clock has moved.
@@ -117,6 +154,9 @@ fn describe(header: &Header, asleep_monotonic: Duration, request: &CaptureReques
     let mut restoration = Restoration::new(ImageId(header.image_id), InstanceId(instance_id), request.metadata.generation + 1);
     restoration.args = if args.len() > 1 { args } else { Vec::new() };
     restoration.env = env;
+    let listeners = handover.listeners.into_iter().filter(|number| *number > 0);
+    // SAFETY: the stub has left these descriptors open for this life, and nobody else knows of them.
+    restoration.listeners = listeners.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect::<Vec<_>>().into();
     restoration.asleep_wall = Duration::from_nanos(handover.realtime_ns.saturating_sub(header.captured_realtime_ns));
     restoration.asleep_monotonic = asleep_monotonic;
     let mut before = handover.monotonic_ns;

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, sync::Arc};
 
-use crac_core::{BoxError, BoxFuture, Context, Phase, RestoreContext};
+use crac_core::{BoxError, BoxFuture, Context, Phase, ResourceOptions, RestoreContext};
 use sqlx::{Database, Error, pool::PoolOptions};
 use tokio::runtime::Handle;
 
@@ -127,8 +127,9 @@ impl<DB: Database> PoolBuilder<DB> {
         let registration = context.map(|context| {
             let name = self.name.unwrap_or_else(|| format!("sqlx pool {target}"));
             let explained = admission.clone();
-            let options =
-                crac_core::ResourceOptions::new(name).phase(Phase::Egress).concurrent(true).explain(move || explain(&explained));
+            let options = ResourceOptions::new(name).phase(Phase::Egress).concurrent(true).explain(move || explain(&explained));
+            // What the service says itself may block.
+            let options = if self.retarget.is_none() { options.begin_at_once() } else { options };
             let drain = Drain::new(admission.clone(), Handle::current(), self.options, target, self.retarget, lazy);
             context.register(options, drain)
         });

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crac_core::{Held, Hold, Obstacle, ObstacleKind};
+use crac_core::{Held, Hold, Obstacle, ObstacleKind, Sweeping};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -254,17 +254,32 @@ impl Held for TokioHeld {
         self.station.standing().len()
     }
 
-    fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>, limit: Duration) -> Vec<String> {
-        let mut unswept = self.station.sweep(work, limit);
+    fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>) -> Box<dyn Sweeping> {
         // crac's own threads draw nothing that has to be unique; the coordinator sweeps itself.
         let others =
             self.others.iter().filter(|other| !other.name.starts_with("crac-coord") && !other.name.starts_with("crac-hook"));
         let others = others.filter(|other| !board::is_standing(other.tid) && board::claim(other.tid));
-        unswept.extend(others.map(Listed::to_string));
-        unswept
+        let out_of_reach = others.map(Listed::to_string).collect();
+        self.station.sweep(work);
+        Box::new(TokioSweeping { station: self.station.clone(), out_of_reach })
     }
 
     fn release(self: Box<Self>) {}
+}
+
+/// The threads of a runtime, on their way out of the hold.
+struct TokioSweeping {
+    station: Arc<Station>,
+    /// Threads that were not held.
+    out_of_reach: Vec<String>,
+}
+
+impl Sweeping for TokioSweeping {
+    fn unswept(&self, deadline: Instant) -> Vec<String> {
+        let mut unswept = self.station.unswept(deadline);
+        unswept.extend(self.out_of_reach.iter().cloned());
+        unswept
+    }
 }
 
 impl Drop for TokioHeld {

@@ -22,6 +22,11 @@ impl Spawner for TokioSpawner {
     fn spawn(&self, future: BoxFuture<()>) -> Result<Box<dyn Spawned>, BoxError> {
         Ok(Box::new(Task(self.handle.spawn(future).abort_handle())))
     }
+
+    fn inside(&self, work: &mut dyn FnMut()) {
+        let _inside = self.handle.enter();
+        work();
+    }
 }
 
 struct Task(AbortHandle);

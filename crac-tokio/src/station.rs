@@ -2,9 +2,12 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::ThreadId,
-    time::{Duration, Instant},
+    sync::{
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, Thread, ThreadId},
+    time::Instant,
 };
 
 use crate::{
@@ -27,20 +30,22 @@ pub(crate) enum Place {
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
     pub(crate) thread: ThreadId,
+    handle: Thread,
     pub(crate) name: String,
     pub(crate) tid: Tid,
     pub(crate) place: Place,
-    swept: u64,
 }
 
 /// One hold: who stands, and what they are to do.
+///
+/// Those who stand are parked: all of them go on at once in a restored life, and would wait for each other at a lock.
 #[derive(Default)]
 pub(crate) struct Station {
     inner: Mutex<Inner>,
     /// Rung for the holder.
     arrived: Condvar,
-    /// Rung for those who stand.
-    called: Condvar,
+    work: OnceLock<Arc<dyn Fn() + Send + Sync>>,
+    released: AtomicBool,
 }
 
 #[derive(Default)]
@@ -50,9 +55,8 @@ struct Inner {
     workers_wanted: usize,
     /// A hold task was dropped without having run: the runtime is shutting down.
     refused: bool,
-    released: bool,
-    work: Option<Arc<dyn Fn() + Send + Sync>>,
-    work_number: u64,
+    /// Those who were told to do the work and have not ended it.
+    at_work: Vec<(ThreadId, String)>,
 }
 
 impl Inner {
@@ -70,39 +74,42 @@ impl Station {
 
     /// The calling thread comes to a stop and stands until [`release`](Self::release). It passes if it is not wanted.
     pub(crate) fn stand(&self, place: Place) {
-        let thread = std::thread::current();
+        let thread = thread::current();
         let (id, tid) = (thread.id(), own_tid());
         let mut inner = lock(&self.inner);
         let surplus = matches!(place, Place::Worker(_)) && inner.workers() >= inner.workers_wanted;
-        if inner.released || surplus {
+        if self.released.load(Ordering::Acquire) || surplus {
             return;
         }
         // Before it counts as standing, so that whoever sees it stand also finds it on the board.
         board::stands(tid);
         let name = thread.name().unwrap_or("unnamed").to_owned();
-        inner.standing.push(Standing { thread: id, name, tid, place, swept: 0 });
+        inner.standing.push(Standing { thread: id, handle: thread.clone(), name, tid, place });
+        drop(inner);
         self.arrived.notify_all();
-        let mut done = 0;
-        while !inner.released {
-            match inner.work.clone() {
-                Some(work) if done < inner.work_number => {
-                    done = inner.work_number;
-                    drop(inner);
+        let mut swept = false;
+        loop {
+            // In this order: whoever is released sees the work, too.
+            let released = self.released.load(Ordering::Acquire);
+            match self.work.get() {
+                Some(work) if !swept => {
+                    swept = true;
                     // The closure is the coordinator's, which has caught and reported what it could.
                     let _ = catch_unwind(AssertUnwindSafe(|| work()));
-                    drop(work);
-                    inner = lock(&self.inner);
-                    if let Some(standing) = inner.standing.iter_mut().find(|standing| standing.thread == id) {
-                        standing.swept = done;
+                    let mut inner = lock(&self.inner);
+                    inner.at_work.retain(|(thread, _)| *thread != id);
+                    if inner.at_work.is_empty() {
+                        self.arrived.notify_all();
                     }
-                    self.arrived.notify_all();
                 }
-                _ => inner = self.called.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                _ if released => break,
+                _ => thread::park(),
             }
         }
-        inner.standing.retain(|standing| standing.thread != id);
-        drop(inner);
+        lock(&self.inner).standing.retain(|standing| standing.thread != id);
         board::goes_on(tid);
+        // What was called away from its own parking may have been woken meanwhile, and the token was used up here.
+        thread.unpark();
     }
 
     /// Notes that a hold task was dropped without having run.
@@ -141,35 +148,45 @@ impl Station {
         lock(&self.inner).workers()
     }
 
-    /// Runs `work` once on every thread that stands and waits for them, at most for `limit`; the names of those still at it.
-    pub(crate) fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>, limit: Duration) -> Vec<String> {
-        let number = {
-            let mut inner = lock(&self.inner);
-            inner.work = Some(work);
-            inner.work_number += 1;
-            self.called.notify_all();
-            inner.work_number
-        };
-        self.wait_until(Instant::now() + limit, |standing| standing.iter().all(|standing| standing.swept >= number));
-        let inner = lock(&self.inner);
-        inner.standing.iter().filter(|standing| standing.swept < number).map(|standing| standing.name.clone()).collect()
+    /// Has every thread that stands run `work` once, before it does anything else. Once for each hold.
+    pub(crate) fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>) {
+        let mut inner = lock(&self.inner);
+        inner.at_work = inner.standing.iter().map(|standing| (standing.thread, standing.name.clone())).collect();
+        drop(inner);
+        // There is one sweep in a hold; another would find the first one's work.
+        let _ = self.work.set(work);
+        self.call();
     }
 
-    /// Lets everyone go on, those who have yet to arrive too.
+    /// Waits until all have swept, at most until `deadline`; the names of those still at it.
+    pub(crate) fn unswept(&self, deadline: Instant) -> Vec<String> {
+        let mut inner = lock(&self.inner);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if inner.at_work.is_empty() || left.is_zero() {
+                return inner.at_work.iter().map(|(_, name)| name.clone()).collect();
+            }
+            inner = self.arrived.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lets everyone go on as soon as it has swept, those who have yet to arrive too.
     pub(crate) fn release(&self) {
-        let work = {
-            let mut inner = lock(&self.inner);
-            inner.released = true;
-            self.called.notify_all();
-            inner.work.take()
-        };
-        drop(work);
+        self.released.store(true, Ordering::Release);
+        self.call();
+    }
+
+    fn call(&self) {
+        lock(&self.inner).standing.iter().for_each(|standing| standing.handle.unpark());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     use super::*;
 
@@ -188,9 +205,10 @@ mod tests {
         station.stand(Place::Worker(None)); // A third is not wanted: it would never come back.
         let swept = Arc::new(AtomicUsize::new(0));
         let counter = swept.clone();
-        let late = station.sweep(Arc::new(move || _ = counter.fetch_add(1, Ordering::SeqCst)), LONG);
-        assert_eq!((late.len(), swept.load(Ordering::SeqCst)), (0, 2));
-        station.release();
+        station.sweep(Arc::new(move || _ = counter.fetch_add(1, Ordering::SeqCst)));
+        station.release(); // Does not save them from the work.
+        assert!(station.unswept(Instant::now() + LONG).is_empty());
+        assert_eq!(swept.load(Ordering::SeqCst), 2);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
@@ -202,8 +220,8 @@ mod tests {
         assert!(station.wait_until(Instant::now() + LONG, |standing| standing.len() == 1));
         let (let_go, stuck) = std::sync::mpsc::channel::<()>();
         let stuck = Mutex::new(stuck);
-        let late = station.sweep(Arc::new(move || _ = lock(&stuck).recv()), Duration::from_millis(5));
-        assert_eq!(late, ["slow"]);
+        station.sweep(Arc::new(move || _ = lock(&stuck).recv()));
+        assert_eq!(station.unswept(Instant::now() + Duration::from_millis(5)), ["slow"]);
         drop(let_go);
         station.release();
         thread.join().unwrap();

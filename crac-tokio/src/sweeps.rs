@@ -8,13 +8,21 @@ use crac_core::Context;
 /// The generator of a thread that has none yet is seeded from the kernel when it is first used, restored or not.
 pub fn sweep_generators(context: &Context) {
     #[cfg(feature = "rand010")]
-    context.on_sweep("rand 0.10", || reseeded("rand 0.10", rand::rng().reseed()));
+    register(context, "rand 0.10", || reseeded("rand 0.10", rand::rng().reseed()));
     #[cfg(feature = "rand09")]
-    context.on_sweep("rand 0.9", || reseeded("rand 0.9", rand09::rng().reseed()));
+    register(context, "rand 0.9", || reseeded("rand 0.9", rand09::rng().reseed()));
     #[cfg(feature = "fastrand")]
-    context.on_sweep("fastrand", || reseeded("fastrand", kernel_seed().map(fastrand::seed)));
+    register(context, "fastrand", || reseeded("fastrand", kernel_seed().map(fastrand::seed)));
     // Without any of the features there is nothing to register.
     let _ = context;
+}
+
+/// Runs `work` here and now, too: what it looks up when it first runs (the C library's `getrandom`, features of the processor) is
+/// then known in every image, and no restored life waits for it.
+#[cfg(any(feature = "rand09", feature = "rand010", feature = "fastrand"))]
+fn register(context: &Context, name: &str, work: impl Fn() + Send + Sync + 'static) {
+    work();
+    context.on_sweep(name, work);
 }
 
 /// A generator that could not be made fresh draws what other clones draw: that must not pass silently.

@@ -23,8 +23,9 @@ fn on_each_thread<T: Send + 'static>(runtime: &Runtime, work: impl Fn() -> T + S
     let results = Arc::<Mutex<Vec<T>>>::default();
     let list = results.clone();
     let threads = held.threads();
-    held.sweep(Arc::new(move || list.lock().unwrap().push(work())), LONG);
+    let sweeping = held.sweep(Arc::new(move || list.lock().unwrap().push(work())));
     held.release();
+    sweeping.unswept(Instant::now() + LONG);
     let results = std::mem::take(&mut *results.lock().unwrap());
     assert_eq!(results.len(), threads);
     results

@@ -44,6 +44,30 @@ fn state_pool_and_listener_come_back() {
     assert_eq!(after["pid"], restored.pid());
 }
 
+/// As under systemd's socket activation: the supervisor listens all the time, and hands the socket to every life.
+#[test]
+fn a_socket_that_a_supervisor_keeps_open_is_taken_over() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    service.get("/counter");
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let listener = std::net::TcpListener::bind(service.addr).unwrap();
+    let mut early = http::Connection::open(service.addr).unwrap();
+    early.send("GET", "/counter", "", "close").unwrap();
+
+    let mut command = lab.command("/bin/sh");
+    // The shell knows its own number before it becomes the image.
+    let script = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0""#;
+    command.arg("-c").arg(script).arg(&image).stdin(std::os::fd::OwnedFd::from(listener));
+    let restored = crac_testing::lab::Service::start(command, service.addr).answering();
+    assert_eq!(early.receive().unwrap().body.trim(), "2", "who came while nobody served is answered");
+    assert_eq!(restored.get("/counter").body.trim(), "3");
+    // Its own copy was closed with the command: only the restored life listens.
+    drop(restored);
+    std::net::TcpListener::bind(service.addr).expect("the socket has gone with the service");
+}
+
 #[test]
 fn the_image_is_a_program() {
     let lab = Lab::new();
@@ -93,6 +117,31 @@ fn clones_share_state_but_not_randomness() {
     }
     let ids: HashSet<_> = clones.iter().map(|clone| clone.get("/instance").json()["instance_id"].to_string()).collect();
     assert_eq!(ids.len(), clones.len());
+}
+
+/// The generator of `rand` 0.9 draws from memory: without the sweep, clones repeat each other.
+#[test]
+fn clones_do_not_share_the_generator_of_rand_09() {
+    let lab = Lab::new();
+    let start = |program: &std::path::Path, between: &[&str]| {
+        let addr = crac_testing::lab::free_addr();
+        let mut command = lab.command(program);
+        command.args(between).args(["--listen", &addr.to_string()]);
+        crac_testing::lab::Service::start(command, addr).answering()
+    };
+    let mut service = start(&crac_testing::programs::program("faulty"), &[]);
+    // Every worker thread has a generator of its own, which is made when it first draws.
+    (0..16).for_each(|_| _ = service.get("/rand09"));
+    let image = lab.file("faulty.crac");
+    checkpoint(&lab, &mut service, &image);
+    let clones: Vec<_> = (0..3).map(|_| start(&image, &["--"])).collect();
+    let mut drawn = HashSet::new();
+    for clone in &clones {
+        for _ in 0..16 {
+            let number = clone.get("/rand09").body;
+            assert!(drawn.insert(number.clone()), "{number} repeats");
+        }
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use crate::{
     resource::{BoxError, CheckpointContext},
     restore::{Inner, Outcome, RestoreContext},
     round::RoundData,
-    seams::{BoxFuture, RoundProgress, Spawned},
+    seams::{BoxFuture, RoundProgress, Spawned, Spawner},
     state::{Ending, Event},
 };
 
@@ -150,9 +151,13 @@ impl Coordinator {
         let token = self.next_token;
         self.next_token += 1;
         let span = tracing::debug_span!("resource", %name, %phase, hook = way.hook());
-        let task = Box::pin(hook::task(token, hook(&entry, limit), inbox.clone()).instrument(span));
+        let mut task: BoxFuture<()> = Box::pin(hook::task(token, hook(&entry, limit), inbox.clone()).instrument(span));
         let spawner = self.shared.spawner.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match spawner.spawn(task) {
+        let spawned = match way == Way::Up && entry.options.begin_at_once && ends_at_once(&*spawner, &mut task) {
+            true => Ok(Box::new(HasEnded) as Box<dyn Spawned>),
+            false => spawner.spawn(task),
+        };
+        match spawned {
             Ok(task) => {
                 running.insert(token, Running { entry, task, deadline: now + limit, limit });
             }
@@ -228,6 +233,22 @@ impl Coordinator {
     }
 }
 
+/// Polls a hook's task once, here. If it is not at its end then, the task it becomes polls it again and is woken from there on.
+fn ends_at_once(spawner: &dyn Spawner, task: &mut BoxFuture<()>) -> bool {
+    let mut ended = false;
+    spawner.inside(&mut || {
+        ended = task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+    });
+    ended
+}
+
+/// A hook that needed no task; its end is in the inbox.
+struct HasEnded;
+
+impl Spawned for HasEnded {
+    fn abort(&self) {}
+}
+
 /// `life` as a resource sees it when no other life has begun.
 fn same_life(life: &RestoreContext, outcome: Outcome, round: &RoundData) -> RestoreContext {
     RestoreContext {
@@ -240,6 +261,7 @@ fn same_life(life: &RestoreContext, outcome: Outcome, round: &RoundData) -> Rest
             asleep_monotonic: Duration::ZERO,
             args: Vec::new(),
             env: Vec::new(),
+            listeners: Default::default(),
             host_before: round.host_before.clone(),
             host: life.inner.host.clone(),
             host_after: Default::default(),

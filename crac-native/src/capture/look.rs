@@ -125,7 +125,7 @@ impl<'a> Work<'a, '_> {
             beside::refuse_what_is_missing(maps, entries, obstacles);
         }
         let mut pages = Pages::open(arena, self.options.pagemap_scan).map_err(|errno| ("opening /proc/self/pagemap", errno))?;
-        let image = madvise::backing_file();
+        let image = madvise::backing_file().map_err(|errno| ("looking for the image this life came from", errno))?;
         if self.request.mode == Mode::Continue {
             let is_scratch = |start, end| arena.ranges().any(|part| part.start as u64 <= start && end <= part.end as u64);
             let is_refused = |entry| matches!(plan::classify(entry, image, false), Class::Refused(_));

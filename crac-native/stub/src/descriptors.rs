@@ -19,7 +19,7 @@ pub use sockets::INHERITED_END;
 
 use crate::{
     layout::{
-        DescriptorStep, EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, Failure,
+        DescriptorStep, EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, Failure, Listeners,
         descriptors::{DescriptorRecord, Detail, Duplicate, Inherited, find, kind, sound},
     },
     report,
@@ -52,7 +52,7 @@ pub fn check(records: &[DescriptorRecord], blob: &[u8], environment: *const *con
 }
 
 /// Restores the descriptors of `step`; see `layout.rs` for the state of the process at this point.
-pub fn restore(step: &DescriptorStep) -> core::result::Result<(), Failure> {
+pub fn restore(step: &DescriptorStep) -> core::result::Result<Listeners, Failure> {
     let inherited = sockets::Inherited::step_aside(step);
     close_the_rest(step, &inherited).map_err(|errno| failure(-1, errno))?;
     each(step, |record| standard_stream(step, record))?;
@@ -74,8 +74,7 @@ pub fn restore(step: &DescriptorStep) -> core::result::Result<(), Failure> {
         kind::EPOLL => events::register(step, record),
         _ => Ok(()),
     })?;
-    inherited.close();
-    Ok(())
+    Ok(inherited.leave_listeners())
 }
 
 /// Raises this process's limit of open descriptors, as far as it may, so that `number` can be used.

@@ -115,8 +115,10 @@ extern "C" fn main(start: *const usize) -> ! {
         captured_monotonic_ns: restore.header.captured_monotonic_ns,
         environment: clear::environment(&restore),
     };
-    if let Err(failure) = descriptors::restore(&step) {
-        report::fail_on(Step::Descriptors, b"descriptor", failure.descriptor as u64, Errno(failure.errno));
+    match descriptors::restore(&step) {
+        // SAFETY: the handover area is mapped, and nobody else uses it yet.
+        Ok(listeners) => unsafe { (*restore.handover).listeners = listeners },
+        Err(failure) => report::fail_on(Step::Descriptors, b"descriptor", failure.descriptor as u64, Errno(failure.errno)),
     }
     objects::close(&restore);
     if let Err(errno) = syscall!(sys::SYS_CLOSE, restore.image_fd) {

@@ -39,7 +39,7 @@ static IDLE_LISTENERS: AtomicUsize = AtomicUsize::new(0);
 /// | the process is about to end (`exit`, `become`), all else has let go | what is in the queue is accepted and handed to the server, which answers that it is being checkpointed; then the socket is closed, and who comes now is refused |
 /// | the process goes on beside its image (`continue`) | the socket stays, with its queue, and is no part of the image |
 /// | the process goes on, or the round is aborted | the same socket accepts again; if it was closed already, the same address is bound again |
-/// | a restored life | the address is bound again: what [`on_restore`](Self::on_restore) says, else the same |
+/// | a restored life | the address is bound again: what [`on_restore`](Self::on_restore) says, else the same; or the socket that a supervisor handed over for it (`LISTEN_FDS`, sd_listen_fds(3)) is taken, so that nobody was refused meanwhile |
 ///
 /// It accepts again when the door of its context opens, after the server's own. An engine that keeps sockets keeps this one. The
 /// first call of [`accept`](Self::accept) on every listener suggests that the service is ready.
@@ -114,7 +114,7 @@ impl TcpListener {
             let options = |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true);
             vec![
                 context.register(options("last call of", Phase::Egress).only_before(), LastCall(shared.clone())),
-                context.register(options("listener", Phase::Ingress), Ingress(shared.clone())),
+                context.register(options("listener", Phase::Ingress).begin_at_once(), Ingress(shared.clone())),
             ]
         });
         if context.is_some() {
@@ -130,7 +130,7 @@ impl TcpListener {
     }
 
     /// Sets what address a restored life binds; `None` stands for the same as before. The closure may look at the arguments and the
-    /// environment of the restore.
+    /// environment of the restore; it must not block.
     #[must_use]
     pub fn on_restore<A: Into<Option<SocketAddr>>>(self, addr: impl Fn(&RestoreContext) -> A + Send + Sync + 'static) -> Self {
         *lock(&self.shared.on_restore) = Some(Box::new(move |life| addr(life).into()));
@@ -237,7 +237,10 @@ impl Resource for Ingress {
         if context.is_restored() {
             let asked = lock(&self.0.on_restore).as_ref().and_then(|on_restore| on_restore(context));
             let addr = asked.unwrap_or(before);
-            socket.bind_again(addr).map_err(|error| {
+            let inherited = context
+                .take_listener(addr)
+                .map_err(|error| format!("cannot look at the sockets that were handed over: {error}; raise RLIMIT_NOFILE"))?;
+            socket.bind_again(addr, inherited).map_err(|error| {
                 format!(
                     "cannot listen on {addr} in the restored life: {error}; give it another address with TcpListener::on_restore"
                 )
@@ -258,7 +261,7 @@ impl Resource for Ingress {
 async fn bind_soon(socket: &Socket, addr: SocketAddr, limit: Duration) -> io::Result<()> {
     let deadline = Instant::now() + limit * 3 / 4;
     loop {
-        match socket.bind_again(addr) {
+        match socket.bind_again(addr, None) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
                 // The time is the answer.
                 let _ = socket.within(Duration::from_millis(20), std::future::pending::<()>()).await;

@@ -182,12 +182,13 @@ impl Socket {
         self.waiters.wake_all();
     }
 
-    /// Binds `addr` in place of what was there and pauses; a socket that is open there already stays.
+    /// Binds `addr` in place of what was there and pauses; a socket that is open there already stays, and one that was inherited
+    /// is taken.
     ///
     /// # Errors
     ///
     /// What the system said; the socket is then closed.
-    pub(super) fn bind_again(&self, addr: SocketAddr) -> io::Result<()> {
+    pub(super) fn bind_again(&self, addr: SocketAddr, inherited: Option<std::net::TcpListener>) -> io::Result<()> {
         {
             let mut state = lock(&self.state);
             if state.listener.is_some() && state.addr == addr {
@@ -198,12 +199,18 @@ impl Socket {
             let _runtime = self.runtime.enter();
             // The old one first: it may be in the way.
             state.listener = None;
-            let listener = bind(addr)?;
+            let listener = match inherited {
+                Some(inherited) => {
+                    inherited.set_nonblocking(true)?;
+                    TcpListener::from_std(inherited)?
+                }
+                None => bind(addr)?,
+            };
             state.addr = listener.local_addr()?;
             state.listener = Some(listener);
+            // Whoever waits has nothing to do before the turn changes once more.
             state.turn = Turn::Paused;
         }
-        self.waiters.wake_all();
         Ok(())
     }
 }

@@ -112,6 +112,7 @@ async fn main() -> anyhow::Result<()> {
     let app = Router::new()
         .route("/", get(|| async { "serving" }))
         .route("/backtrace", get(|| async { std::backtrace::Backtrace::force_capture().to_string() }))
+        .route("/rand09", get(|| async { rand09::random::<u64>().to_string() }))
         .route("/stick", get(stick))
         .route("/unstick", get(unstick))
         .with_state(Arc::new(AtomicBool::new(false)));

@@ -1,9 +1,11 @@
 //! Sockets: made anew, given their options, bound, listening or connected.
 
+use core::cell::Cell;
+
 use super::{BROKEN, F_DUPFD_CLOEXEC, close_on_exec, detail, place, place_pair, set_status};
 use crate::{
     layout::{
-        DescriptorStep,
+        DescriptorStep, LISTENERS_MAX, Listeners,
         descriptors::{DescriptorRecord, Message, Socket, SocketOption, SocketPair, Span, find, sequence},
     },
     report::{self, Decimal},
@@ -15,13 +17,16 @@ use crate::{
 /// nobody is refused meanwhile.
 pub struct Inherited {
     /// Where they were moved to, ascending; -1 where there is none.
-    numbers: [i32; INHERITED_MAX],
+    numbers: Listeners,
+    /// Bit by bit: a recorded descriptor has taken it.
+    taken: Cell<u32>,
 }
+const _: () = assert!(LISTENERS_MAX <= u32::BITS as usize);
 
 impl Inherited {
     /// What was handed over, where it is.
     pub fn look(environment: *const *const u8) -> Self {
-        let mut inherited = Self { numbers: [-1; INHERITED_MAX] };
+        let mut inherited = Self { numbers: [-1; LISTENERS_MAX], taken: Cell::new(0) };
         let is_meant = variable(environment, b"LISTEN_PID=").and_then(decimal) == syscall!(sys::SYS_GETPID).ok();
         let count = variable(environment, b"LISTEN_FDS=").and_then(decimal).unwrap_or(0);
         if is_meant {
@@ -55,18 +60,39 @@ impl Inherited {
         self.numbers().find(|number| {
             let (mut bytes, mut len) = ([0_u8; ADDRESS_BYTES_MAX], ADDRESS_BYTES_MAX as u32);
             let named = syscall!(sys::SYS_GETSOCKNAME, *number, bytes.as_mut_ptr(), &raw mut len);
-            let (mut listens, mut four) = (0_u32, 4_u32);
-            let asked = syscall!(sys::SYS_GETSOCKOPT, *number, SOL_SOCKET, SO_ACCEPTCONN, &raw mut listens, &raw mut four);
-            named.is_ok() && asked.is_ok() && listens != 0 && bytes.get(..len as usize) == Some(address)
+            named.is_ok() && listens(*number) && bytes.get(..len as usize) == Some(address)
         })
     }
 
-    /// Closes them; who has taken one has a duplicate.
-    pub fn close(self) {
-        for number in self.numbers() {
-            crate::check::close(number);
+    /// Notes that a recorded descriptor has become a duplicate of `number`.
+    fn take(&self, number: i32) {
+        if let Some(at) = self.numbers.iter().position(|candidate| *candidate == number) {
+            self.taken.set(self.taken.get() | 1 << at);
         }
     }
+
+    /// Those that listen and nobody has taken, at the lowest free numbers: the service may bind their addresses itself. Closes the
+    /// rest.
+    pub fn leave_listeners(self) -> Listeners {
+        let mut left = [0; LISTENERS_MAX];
+        for (at, (number, place)) in self.numbers.iter().zip(left.iter_mut()).enumerate() {
+            if *number < 0 {
+                continue;
+            }
+            if self.taken.get() & 1 << at == 0 && listens(*number) {
+                *place = syscall!(sys::SYS_FCNTL, *number, F_DUPFD_CLOEXEC, FIRST_INHERITED).map_or(0, |moved| moved as i32);
+            }
+            crate::check::close(*number);
+        }
+        left
+    }
+}
+
+/// Whether the descriptor is a socket that listens.
+fn listens(number: i32) -> bool {
+    let (mut listens, mut four) = (0_u32, 4_u32);
+    let asked = syscall!(sys::SYS_GETSOCKOPT, number, SOL_SOCKET, SO_ACCEPTCONN, &raw mut listens, &raw mut four);
+    asked.is_ok() && listens != 0
 }
 
 /// Whether the socket's address can be had; says what is wrong. Nothing stays bound.
@@ -103,6 +129,7 @@ pub fn socket(step: &DescriptorStep, record: &DescriptorRecord, inherited: &Inhe
         && let Some(taken) = inherited.at(local)
     {
         syscall!(sys::SYS_DUP3, taken, record.number, close_on_exec(record))?;
+        inherited.take(taken);
         return set_status(record);
     }
     let nonblocking = (record.status_flags & super::O_NONBLOCK) as usize;
@@ -288,10 +315,8 @@ fn decimal(text: &[u8]) -> Option<usize> {
     digits.then(|| text.iter().fold(0_usize, |sum, digit| sum.wrapping_mul(10).wrapping_add(usize::from(digit & 15))))
 }
 
-/// More than that are bound again.
-const INHERITED_MAX: usize = 16;
 /// Behind the last number that a supervisor may hand over.
-pub const INHERITED_END: i32 = FIRST_INHERITED + INHERITED_MAX as i32;
+pub const INHERITED_END: i32 = FIRST_INHERITED + LISTENERS_MAX as i32;
 /// `SD_LISTEN_FDS_START`.
 const FIRST_INHERITED: i32 = 3;
 const ADDRESS_BYTES_MAX: usize = 128;
