@@ -9,9 +9,10 @@
 #![allow(unsafe_code, reason = "replaces a function of the C library and mappings of the image")]
 
 use std::{
+    cell::Cell,
     os::fd::AsFd,
     ptr, slice,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence},
 };
 
 use crac_sys::{
@@ -47,6 +48,7 @@ struct Range {
 /// As of the system call: the caller owns the range.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
+    let _inside = Inside::enter();
     let start = address.addr();
     if COUNT.load(Ordering::Acquire) != 0 && matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) {
         let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
@@ -61,6 +63,38 @@ pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, 
     }
     // SAFETY: the caller's promise.
     answer(unsafe { mem::advise(start, len, advice) })
+}
+
+thread_local! {
+    /// Whether this thread is inside of [`madvise`]. Neither lazy nor dropped, so that a signal handler may look.
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread was interrupted inside of [`madvise`]. It must not be stopped there: what it has decided holds for
+/// this life's mappings and this life's table alone, and a discarded page would come back in the next one with its old bytes.
+pub(crate) fn is_inside() -> bool {
+    IS_INSIDE.get()
+}
+
+/// The time that a thread spends in [`madvise`].
+struct Inside {
+    /// A signal handler may call it while the thread is inside already.
+    before: bool,
+}
+
+impl Inside {
+    fn enter() -> Self {
+        let before = IS_INSIDE.replace(true);
+        compiler_fence(Ordering::SeqCst);
+        Self { before }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        IS_INSIDE.set(self.before);
+    }
 }
 
 fn answer(result: Result<(), Errno>) -> i32 {

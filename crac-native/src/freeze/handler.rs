@@ -17,6 +17,7 @@ use super::{
 use crate::{
     arch,
     clock::{shim, waits::Call},
+    madvise,
 };
 
 /// Operations of futex(2) that wait for an owner the kernel knows.
@@ -58,7 +59,7 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
     let ip = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
     let avoided = || AVOIDED.iter().any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&ip));
-    if shim::is_between(ip) || avoided() || is_in_unseen_wait(slot, &interrupted.uc_mcontext) {
+    if shim::is_between(ip) || avoided() || madvise::is_inside() || is_in_unseen_wait(slot, &interrupted.uc_mcontext) {
         slot.state.store(IN_AVOIDED, SeqCst);
         PARKED.fetch_add(1, SeqCst);
         // Cannot fail for a word of our own, here and below.

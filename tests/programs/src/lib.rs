@@ -79,7 +79,7 @@ pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "freed", "memory given back lazily (`MADV_FREE`)"),
     restored(Area::Memory, "wiped-on-fork", "`MADV_WIPEONFORK`: comes back empty, as in a fork"),
     restored(Area::Memory, "not-forked", "`MADV_DONTFORK`; in continue mode refused"),
-    restored(Area::Memory, "not-dumped", "`MADV_DONTDUMP`"),
+    restored(Area::Memory, "not-dumped", "`MADV_DONTDUMP`: left out of images, comes back empty"),
     restored(Area::Memory, "huge-pages", "`MADV_HUGEPAGE`"),
     restored(Area::Memory, "access-advice", "`MADV_RANDOM` and `MADV_SEQUENTIAL`"),
     restored(Area::Memory, "droppable", "droppable memory (`MAP_DROPPABLE`): comes back empty"),

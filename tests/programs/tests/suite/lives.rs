@@ -30,6 +30,12 @@ pub(crate) fn programs() -> impl Iterator<Item = &'static (&'static str, Program
 
 /// Plays the program of that name.
 pub(crate) fn run(name: &str) {
+    // A thread that panics ends the life, rather than to be waited for.
+    let complain = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        complain(panic);
+        std::process::exit(101)
+    }));
     let (_, program) = programs().find(|(known, _)| *known == name).expect("a program of that name");
     let directory = PathBuf::from(std::env::var_os("CRAC_TEST_DIRECTORY").unwrap());
     program(Lives { engine: NativeEngine::new(), policy: Policy::new(), directory, copies: true });
