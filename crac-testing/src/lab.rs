@@ -133,14 +133,25 @@ impl Service {
     /// As [`timed`](Self::timed), but does not ask for the first time before `quiet` has passed: each attempt takes the processor
     /// for some 20 µs, and on a small machine the process that is measured pays for it.
     pub fn timed_after(quiet: Duration, command: Command, addr: SocketAddr, path: &str) -> (Self, Duration) {
+        Self::try_timed_after(quiet, command, addr, path).unwrap_or_else(|what| panic!("{what}"))
+    }
+
+    /// The same for a start that may fail.
+    ///
+    /// # Errors
+    ///
+    /// If it ends or patience does; with what it has printed.
+    pub fn try_timed_after(quiet: Duration, command: Command, addr: SocketAddr, path: &str) -> Result<(Self, Duration), String> {
         let begun = Instant::now();
         let mut service = Self::start(command, addr);
         std::thread::sleep(quiet.saturating_sub(begun.elapsed()));
         loop {
             if http::exchange(addr, "GET", path, "").is_ok_and(|answer| answer.status == 200) {
-                return (service, begun.elapsed());
+                return Ok((service, begun.elapsed()));
             }
-            assert!(service.is_running() && begun.elapsed() < PATIENCE, "the service does not answer:\n{}", service.output());
+            if !service.is_running() || begun.elapsed() >= PATIENCE {
+                return Err(format!("the service does not answer:\n{}", service.output()));
+            }
             std::thread::sleep(Duration::from_micros(50));
         }
     }

@@ -32,7 +32,7 @@ const SUITE: &str = "sid";
 ///
 /// There is none and nothing may be skipped here.
 pub(crate) fn environment() -> Result<Vec<(String, std::ffi::OsString)>> {
-    match set_up() {
+    match set_up(&built()?) {
         Ok(path) => {
             eprintln!("CRIU: {}", path.display());
             Ok(vec![(VARIABLE.to_owned(), path.into_os_string())])
@@ -51,16 +51,16 @@ pub(crate) fn environment() -> Result<Vec<(String, std::ffi::OsString)>> {
 /// There is none, or `crac` cannot be built.
 pub(crate) fn tell() -> Result<()> {
     shell::run(&mut shell::cargo(["build", "--package", "crac-cli"]), BUILD_DEADLINE)?;
-    println!("{}", set_up()?.display());
+    println!("{}", set_up(&built()?)?.display());
     Ok(())
 }
 
-/// The path of a CRIU that has saved and restored a process here.
+/// The path of a CRIU with which the command at `crac` has saved and restored a process here.
 ///
 /// # Errors
 ///
 /// Why there is none.
-pub(crate) fn set_up() -> Result<PathBuf> {
+pub(crate) fn set_up(crac: &Path) -> Result<PathBuf> {
     let target = workspace::metadata()?.target_directory;
     if shell::output(&mut shell::command("id", ["-u"]))?.trim() != "0" {
         bail!("CRIU needs root");
@@ -70,12 +70,12 @@ pub(crate) fn set_up() -> Result<PathBuf> {
     let wrapper = prefix.join("bin/criu");
     let mut reasons = Vec::new();
     for candidate in given.into_iter().chain(installed()).chain([wrapper.clone()]).filter(|path| path.is_file()) {
-        match try_out(&target, &candidate) {
+        match try_out(&target, crac, &candidate) {
             Ok(()) => return Ok(candidate),
             Err(reason) => reasons.push(format!("{}: {reason:#}", candidate.display())),
         }
     }
-    let fetched = fetch(&prefix, &wrapper).and_then(|()| try_out(&target, &wrapper));
+    let fetched = fetch(&prefix, &wrapper).and_then(|()| try_out(&target, crac, &wrapper));
     match fetched {
         Ok(()) => Ok(wrapper),
         Err(reason) => {
@@ -85,6 +85,11 @@ pub(crate) fn set_up() -> Result<PathBuf> {
     }
 }
 
+/// The command as the tests use it.
+fn built() -> Result<PathBuf> {
+    Ok(workspace::metadata()?.target_directory.join("debug/crac"))
+}
+
 /// The CRIU on the search path.
 fn installed() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -92,10 +97,10 @@ fn installed() -> Option<PathBuf> {
 }
 
 /// Saves and restores a process with the CRIU at `criu`.
-fn try_out(target: &Path, criu: &Path) -> Result<()> {
+fn try_out(target: &Path, crac: &Path, criu: &Path) -> Result<()> {
     let directory = target.join("criu-trial");
     fs::create_dir_all(&directory)?;
-    let mut command = std::process::Command::new(target.join("debug/crac"));
+    let mut command = std::process::Command::new(crac);
     command.args(["doctor", "--json", "--dir"]).arg(&directory).env("CRAC_CRIU_PATH", criu);
     // It fails where the native engine does not work, which is no matter here.
     let said = command.output().context("cannot run `crac doctor`")?.stdout;

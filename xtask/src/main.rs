@@ -26,7 +26,8 @@ usage: cargo xtask <task>
                    documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
-  bench restore    time restore against cold start and against a program that does nothing but answer
+  bench            all of the next, written to docs/benchmarks.md
+  bench restore    time restore by each engine against cold start and a program that does nothing but answer
   bench continue   time the pause of a service that goes on against a bare fork of it, and its requests meanwhile
   bench clones     time 200 lives of one image until all answer, and weigh them
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["demo"] => demo::run(),
+        ["bench"] => bench::page(),
         ["bench", "restore"] => bench::restore(),
         ["criu"] => criu::tell(),
         ["bench", "clones"] => bench::clones(),

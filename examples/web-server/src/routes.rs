@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     orders::{Order, Orders},
     ticks::{Seen, Ticks},
-    warm::{Found, Warm},
+    warm::{Found, Read, Warm},
 };
 
 /// Everything the routes answer from.
@@ -43,6 +43,7 @@ pub(crate) fn router(shop: Shop) -> Router {
         .route("/", get(|| async { "crac web-server\n" }))
         .route("/counter", get(count))
         .route("/orders", get(list_orders).post(add_order))
+        .route("/warm", get(read_all))
         .route("/warm/{n}", get(look_up))
         .route("/slow", get(slow))
         .route("/random", get(random))
@@ -61,6 +62,12 @@ async fn list_orders(State(shop): State<Shop>) -> Result<Json<Vec<Order>>, Datab
 
 async fn add_order(State(shop): State<Shop>, item: String) -> Result<(StatusCode, Json<Order>), DatabaseError> {
     Ok((StatusCode::CREATED, Json(shop.orders.add(&item).await?)))
+}
+
+/// Every page of the warmed-up cache, on a thread that may take its time.
+async fn read_all(State(shop): State<Shop>) -> Result<Json<Read>, StatusCode> {
+    let read = tokio::task::spawn_blocking(move || shop.warm.read_all()).await;
+    read.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn look_up(State(shop): State<Shop>, Path(n): Path<u64>) -> Result<Json<Found>, (StatusCode, String)> {

@@ -24,6 +24,15 @@ pub(crate) struct Found {
     pub(crate) digest: u64,
 }
 
+/// What reading everything answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Read {
+    /// How many entries there are.
+    pub(crate) entries: usize,
+    /// The sum of their digests.
+    pub(crate) digest: u64,
+}
+
 impl Warm {
     /// Fills `mib` MiB of entries. Takes about as long as drawing that many numbers.
     pub(crate) fn build(mib: usize) -> Self {
@@ -34,6 +43,12 @@ impl Warm {
     /// Looks `n` up, reading every word of its entry.
     pub(crate) fn look_up(&self, n: u64) -> Option<Found> {
         self.index.get(&key(n)).map(|words| Found { n, digest: digest(words) })
+    }
+
+    /// Reads every word of every entry; what they fold to, in no particular order.
+    pub(crate) fn read_all(&self) -> Read {
+        let digest = self.index.values().fold(0, |sum: u64, words| sum.wrapping_add(digest(words)));
+        Read { entries: self.index.len(), digest }
     }
 }
 
@@ -63,6 +78,13 @@ mod tests {
         }
         assert_eq!(warm.look_up(MIB_ENTRIES as u64), None);
         assert_ne!(warm.look_up(0).unwrap().digest, warm.look_up(1).unwrap().digest);
+    }
+
+    #[test]
+    fn reading_everything_reads_every_entry() {
+        let digests = (0..MIB_ENTRIES as u64).map(|n| digest(&entry(n)));
+        let digest = digests.fold(0, |sum: u64, digest| sum.wrapping_add(digest));
+        assert_eq!(Warm::build(1).read_all(), Read { entries: MIB_ENTRIES, digest });
     }
 
     #[test]
