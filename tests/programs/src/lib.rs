@@ -100,7 +100,7 @@ pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "memfd-mapped", "several mappings of it, one behind the other"),
     restored(Area::Memory, "memfd-private", "a private mapping of it"),
     restored(Area::Memory, "memfd-closed", "mappings of one that is not open any more"),
-    restored(
+    restored_alone(
         Area::Memory,
         "file-shared",
         "a shared, writable mapping of a file, by the policy `memory-file-shared:PATH = reopen`",
