@@ -113,8 +113,10 @@ fn continue_clocks(header: &Header, handover_at: u64) -> Duration {
                 raw_ns: header.captured_raw_ns,
                 boottime_ns: header.captured_boottime_ns,
             };
-            // From the stub's entry on: the timers it has armed since must not be due before their moment.
-            let now = shim::kernel().earlier(handover.monotonic_ns);
+            // From the stub's entry on: the timers it has armed since must not be due before their moment. And from the last tick on
+            // if that is earlier: the coarse clock, which shows it, must not fall behind what it showed before.
+            let tick_ns = crate::facts::clock_ns(libc::CLOCK_MONOTONIC_COARSE);
+            let now = shim::kernel().earlier(handover.monotonic_ns.min(tick_ns));
             shim::set_offsets(offset::offsets(stood, now, passed_ns));
             Duration::from_nanos(passed_ns)
         }
