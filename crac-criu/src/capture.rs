@@ -59,6 +59,14 @@ pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Resu
     if !holdings.obstacles.is_empty() {
         return Err(EngineError::Refused(holdings.obstacles));
     }
+    if process::session() == 0 {
+        return Err(EngineError::Failed {
+            what: "cannot capture: the leader of this process's session is outside its process id namespace, and CRIU saves no \
+                   such session"
+                .into(),
+            hint: "hint: start the service in a session of its own, with `setsid --wait`".into(),
+        });
+    }
     let criu = Criu::find(engine.program.as_deref()).map_err(failed)?;
     if request.mode == Mode::Rehearse {
         criu.version().map_err(failed)?;

@@ -65,6 +65,7 @@ const ADVICE: &[(&[&str], &str)] = &[
     (&["Can't lookup mount"], "a descriptor is on a mount that CRIU does not see; start the service without it"),
     (&["No space left"], "free some space, or choose another directory for the image"),
     (&["instruction capabilities"], "this processor lacks what the one of the checkpoint had; start the service cold"),
+    (&["session leader", "outside of its pid namespace"], "start the service in a session of its own, with `setsid --wait`"),
     (&["ptrace", "not permitted"], "run it as root, and without a debugger"),
 ];
 

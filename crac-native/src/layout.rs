@@ -375,7 +375,7 @@ pub struct FileRecord {
     pub size: u64,
     pub modified_s: i64,
     pub modified_ns: u64,
-    /// Bits of [`file`].
+    /// Bits of [`mod@file`].
     pub flags: u64,
 }
 const _: () = assert!(size_of::<FileRecord>() == 56 && align_of::<FileRecord>() == 8);

@@ -15,6 +15,11 @@ pub fn tid() -> i32 {
     simple(libc::SYS_gettid) as i32
 }
 
+/// The session of this process (`getsid(2)`): the id of its leader, 0 if that is in a process id namespace further out.
+pub fn session() -> i32 {
+    simple(libc::SYS_getsid) as i32
+}
+
 /// Whether the thread `tid` of the process `pid` exists (`tgkill(2)` with signal 0).
 pub fn thread_exists(pid: i32, tid: i32) -> bool {
     // SAFETY: signal 0 is only a check.

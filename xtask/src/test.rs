@@ -31,6 +31,7 @@ static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// A test failed, or does not compile. All parts are run before this is said.
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
+    own_session()?;
     // The end-to-end tests start these programs; as nobody they could not build them.
     shell::run(&mut shell::cargo(["build", "--workspace", "--bins", "--examples"]), DEADLINE)?;
     // What does not compile is said once, here.
@@ -60,6 +61,18 @@ pub(crate) fn run() -> Result<()> {
     report();
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Begins a session if the leader of this one is outside of this process id namespace, as under `docker exec` without a terminal:
+/// CRIU saves nothing in such a session.
+fn own_session() -> Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
+    // Behind the name, which may hold anything: state, parent, group, session.
+    let session = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(3)).context("/proc/self/stat")?;
+    if session == "0" {
+        rustix::process::setsid().context("cannot begin a session; start this task with `setsid --wait`")?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crac_criu::CriuEngine;
 use crac_native::NativeEngine;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, pidfd_open, setsid},
 };
 
 use crate::{env, exit::Exit, failure::Failure, output};
@@ -40,7 +40,12 @@ pub(crate) fn run(args: TrialArgs) -> Result<Exit, Failure> {
     let request = |mode| CaptureRequest::new(args.image, mode, metadata, &policy);
     let captured = match args.criu {
         None => NativeEngine::new().capture(request(Mode::Become)),
-        Some(criu) => CriuEngine::new().with_program(criu).with_deadline(TRIAL_MAX).capture(request(Mode::Exit)),
+        Some(criu) => {
+            // CRIU saves no process whose session is led from outside its process id namespace, which says nothing about CRIU.
+            // It fails for a leader, whose session is its own already.
+            let _ = setsid();
+            CriuEngine::new().with_program(criu).with_deadline(TRIAL_MAX).capture(request(Mode::Exit))
+        }
     };
     match captured {
         Ok(Captured::Restored(life)) if life.generation == 1 => {
