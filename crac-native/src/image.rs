@@ -21,7 +21,7 @@ use crate::{
         ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, ObjectRecord, PAGE, RangeRecord,
         RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, VERSION, advice, clock,
         descriptors::{DescriptorRecord, Memfd, kind, sound},
-        downtime, run,
+        downtime, place_data, run,
         xxh64::{Xxh64, xxh64},
     },
     manifest::Manifest,
@@ -329,17 +329,21 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         ensure(anonymous || (mapping.file as usize) < referred, "a mapping's file")?;
         ensure(mapping.protection <= 7 && mapping.flags & libc::MAP_FIXED as u32 == 0, "a mapping's flags")?;
     }
+    // Where the page data of a run ends, if they are where they belong.
+    let behind = |run: &RunRecord, free_at: u64| {
+        let at = place_data(run.start, run.end, free_at).filter(|at| *at == run.data_offset && at.is_multiple_of(PAGE))?;
+        at.checked_add(run.end - run.start)
+    };
     let mut data_at = header.data_offset;
     for record in &runs {
-        ensure(record.data_offset == data_at && data_at.is_multiple_of(PAGE), "a run's place in the file")?;
         ensure(record.protection <= 7 && record.flags & !(run::COPY | run::ANONYMOUS) == 0, "a run's flags")?;
-        data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
+        data_at = behind(record, data_at).ok_or(wrong("a run's place in the file"))?;
     }
     for record in &object_runs {
         let whole = record.start.is_multiple_of(PAGE) && record.end.is_multiple_of(PAGE) && record.start < record.end;
         ensure(whole && record.end <= i64::MAX as u64 && (record.protection as usize) < objects.len(), "a run of shared memory")?;
-        ensure(record.data_offset == data_at && record.flags == 0, "the place of shared memory in the file")?;
-        data_at = data_at.checked_add(record.end - record.start).ok_or(wrong("a run's size"))?;
+        ensure(record.flags == 0, "the flags of shared memory")?;
+        data_at = behind(record, data_at).ok_or(wrong("the place of shared memory in the file"))?;
     }
     ensure(data_at == header.file_bytes, "the size of the page data")?;
     ensure(objects.iter().all(|object| text_at(object.name).is_some()), "the name of shared memory")?;
@@ -394,7 +398,15 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
 pub fn verify(file: &File) -> Result<Image, ImageError> {
     let image = Image::read(file)?;
     let mut buffer = vec![0; 1 << 20];
+    let mut free_at = image.header.data_offset;
     for record in image.runs.iter().chain(&image.object_runs) {
+        // Between runs there is nothing, see `place_data`.
+        let mut gap = vec![0; usize::try_from(record.data_offset - free_at).unwrap_or_default()];
+        file.read_exact_at(&mut gap, free_at).map_err(ImageError::Read)?;
+        if gap.iter().any(|byte| *byte != 0) {
+            return Err(ImageError::Damaged { what: format!("the space between page data at {free_at:#x}") });
+        }
+        free_at = record.data_offset + (record.end - record.start);
         let mut sum = Xxh64::new();
         let (mut at, bytes) = (0, record.end - record.start);
         while at < bytes {

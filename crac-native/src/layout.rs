@@ -11,8 +11,8 @@
 //! │ Header                   │                               │ the same bytes, read-only     │
 //! │ manifest (JSON), tables  │                               │                               │
 //! ├──────────────────────────┤ data_offset        staging_at ├───────────────────────────────┤
-//! │ page data of the runs,   │                               │ vdso on its way               │
-//! │ holes where zero         │                   handover_at ├───────────────────────────────┤
+//! │ page data of the runs    │                               │ vdso on its way               │
+//! │ (place_data), with holes │                   handover_at ├───────────────────────────────┤
 //! └──────────────────────────┘ file_bytes                    │ Handover: arguments, times    │
 //!                                                   zone_end └───────────────────────────────┘
 //! ```
@@ -40,7 +40,7 @@ pub mod xxh64;
 /// The first bytes of a [`Header`].
 pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
 /// The version of everything in this file. An image of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Where the engine looks for a hole for the zone first: between the areas that the kernel's address space randomisation
@@ -330,6 +330,23 @@ pub struct RunRecord {
     pub flags: u32,
 }
 const _: () = assert!(size_of::<RunRecord>() == 40 && align_of::<RunRecord>() == 8);
+
+/// The largest piece of a file that one page fault maps at once, on a processor with pages of 4 KiB.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Where in the image the page data of a run goes whose neighbour in front ends at `free_at`: behind it, at the same distance from
+/// a multiple of the largest power of two that the run is as long as (at most [`HUGE_PAGE`]).
+///
+/// The page cache keeps what was written at once in large folios, aligned in the file. Where file and memory are aligned alike, a
+/// page fault maps a whole one. What is left free is a hole.
+pub const fn place_data(start: u64, end: u64, free_at: u64) -> Option<u64> {
+    let unit = match end.saturating_sub(start).checked_ilog2() {
+        Some(log) if 1 << log < HUGE_PAGE => 1 << log,
+        Some(_) => HUGE_PAGE,
+        None => PAGE,
+    };
+    free_at.checked_add(start.wrapping_sub(free_at) & (unit - 1))
+}
 
 /// [`RunRecord::flags`].
 pub mod run {

@@ -183,7 +183,10 @@ mod tests {
     use crac_sys::proc::SmapsEntries;
 
     use super::*;
-    use crate::arena::Arena;
+    use crate::{
+        arena::Arena,
+        layout::{HUGE_PAGE, place_data},
+    };
 
     fn class_of(line: &str, flags: &str, is_object: bool) -> Class {
         let text = format!("{line}\nVmFlags: {flags}\n");
@@ -232,6 +235,21 @@ mod tests {
         // Ranges of another mapping do not join those before.
         runs(&[RangeRecord { start: 21 * PAGE, end: 22 * PAGE }], 16 * PAGE, 1, 0, &mut all).unwrap();
         assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn page_data_is_aligned_in_the_file_as_it_is_in_memory() {
+        const MIB: u64 = 1 << 20;
+        for (start, pages, free_at) in
+            [(0x7000, 1, 0x3000), (0x7f12_3456_7000, 3, 0x9000), (0x5555_5555_4000, 200, 7 * PAGE), (0x7000_0000_0000, 4096, MIB)]
+        {
+            let end = start + pages * PAGE;
+            let unit = (1 << (pages * PAGE).ilog2()).min(HUGE_PAGE);
+            let at = place_data(start, end, free_at).unwrap();
+            assert!((free_at..free_at + unit).contains(&at), "{start:#x}: {at:#x}");
+            assert_eq!(at % unit, start % unit, "{start:#x}: {at:#x}");
+        }
+        assert_eq!(place_data(0, PAGE, u64::MAX), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, run},
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run},
     madvise,
     objects::Objects,
     pages::{Found, Pages, Wanted},
@@ -201,18 +201,21 @@ impl<'a> Memory<'a> {
                 memory.mappings.push(record)?;
             }
         }
-        let mut offset = 0;
-        for run in memory.runs.iter_mut().chain(memory.objects.runs.iter_mut()) {
-            run.data_offset = offset;
-            offset += run.end - run.start;
-        }
         Ok(memory)
+    }
+
+    /// Gives all page data its place in a file that holds other things up to `free_at`. Returns where it ends.
+    pub(crate) fn place_data(&mut self, mut free_at: u64) -> Result<u64, Errno> {
+        for run in self.runs.iter_mut().chain(self.objects.runs.iter_mut()) {
+            run.data_offset = place_data(run.start, run.end, free_at).ok_or(Errno::new(libc::EFBIG))?;
+            free_at = run.data_offset + (run.end - run.start);
+        }
+        Ok(free_at)
     }
 
     /// Bytes of page data.
     pub(crate) fn data_bytes(&self) -> u64 {
-        let last = self.objects.runs.last().or(self.runs.last());
-        last.map_or(0, |run| run.data_offset + (run.end - run.start))
+        self.runs.iter().chain(self.objects.runs.iter()).map(|run| run.end - run.start).sum()
     }
 
     /// Adds a NUL-terminated text.

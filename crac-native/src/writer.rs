@@ -19,15 +19,15 @@ use crac_sys::{Errno, fs, process};
 use crate::{
     arena::Arena,
     fault::{Fault, Point},
-    layout::{PAGE, RunRecord, xxh64::Xxh64},
+    layout::{HUGE_PAGE, PAGE, RunRecord, xxh64::Xxh64},
     owners::Owners,
     text::FixedText,
 };
 
 /// Owner only: an image holds the memory of a service.
 const MODE: u32 = 0o700;
-/// Bytes handed to the kernel at once.
-const PIECE: u64 = 1 << 20;
+/// Bytes handed to the kernel at once, so that the page cache can keep them in one folio.
+const PIECE: u64 = HUGE_PAGE;
 
 /// A file on its way to the target.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl ImageFile {
         fs::write_all_at(self.fd(), bytes, offset)
     }
 
-    /// Writes the memory of a run and notes its checksum. Pages of zeros become holes.
+    /// Writes the memory of a run and notes its checksum. Where most pages are zeros, they become holes.
     ///
     /// # Errors
     ///
@@ -211,36 +211,37 @@ impl ImageFile {
         let mut sum = Xxh64::new();
         let mut at = run.start;
         while at < run.end {
-            let bytes = PIECE.min(run.end - at);
+            let bytes = (PIECE - at % PIECE).min(run.end - at);
             let piece = read(reader, at, bytes)?;
             let rest = sum.blocks(piece);
             debug_assert!(rest.is_empty(), "pages are whole blocks");
             Fault::check(&mut self.fault, Point::Write)?;
-            let mut pages = piece.chunks(PAGE as usize);
-            let mut offset = 0;
-            while let Some(page) = pages.next() {
-                let start = offset;
-                offset += page.len();
-                if is_zero(page) {
-                    continue;
-                }
-                // Extends over the pages that follow without a page of zeros between.
-                let mut end = offset;
-                for page in pages.by_ref() {
-                    offset += page.len();
-                    if is_zero(page) {
-                        break;
-                    }
-                    end = offset;
-                }
-                let part = piece.get(start..end).unwrap_or_default();
-                self.written += part.len() as u64;
-                fs::write_all_at(self.fd(), part, run.data_offset + (at - run.start) + start as u64)?;
-            }
+            self.write_piece(piece, run.data_offset + (at - run.start))?;
             at += bytes;
             step(self.written);
         }
         run.data_sum = sum.finish(&[]);
+        Ok(())
+    }
+
+    /// Writes whole pages. If most of them are zeros, those become holes; a few are written, because a hole would tear the folio that
+    /// the page cache keeps the piece in, and cost page faults.
+    fn write_piece(&mut self, piece: &[u8], offset: u64) -> Result<(), Errno> {
+        let (pages, rest) = piece.as_chunks::<{ PAGE as usize }>();
+        debug_assert!(rest.is_empty(), "pieces are whole pages");
+        if 2 * pages.iter().filter(|page| is_zero(*page)).count() <= pages.len() {
+            self.written += piece.len() as u64;
+            return fs::write_all_at(self.fd(), piece, offset);
+        }
+        let mut at = offset;
+        for part in pages.chunk_by(|page, next| is_zero(page) == is_zero(next)) {
+            let bytes = part.as_flattened();
+            if !part.first().is_some_and(|page| is_zero(page)) {
+                self.written += bytes.len() as u64;
+                fs::write_all_at(self.fd(), bytes, at)?;
+            }
+            at += bytes.len() as u64;
+        }
         Ok(())
     }
 

@@ -255,9 +255,9 @@ fn place(
     header.metadata_bytes = offset.next_multiple_of(PAGE);
     header.metadata_offset = ELF_HEADER_BYTES + stub.bytes.len() as u64;
     header.data_offset = header.metadata_offset + header.metadata_bytes;
-    header.file_bytes = header.data_offset + memory.data_bytes();
-    for run in memory.runs.iter_mut().chain(memory.objects.runs.iter_mut()) {
-        run.data_offset += header.data_offset;
+    match memory.place_data(header.data_offset) {
+        Ok(end) => header.file_bytes = end,
+        Err(errno) => obstacles.push(ObstacleKind::Image, format_args!("the image would be too large for a file: {errno}")),
     }
     let stub_bytes = stub.memory_bytes;
     let zone_bytes = stub_bytes + header.metadata_bytes + STAGING_BYTES + HANDOVER_BYTES_MAX;
