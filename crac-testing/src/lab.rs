@@ -30,7 +30,12 @@ impl Default for Lab {
 impl Lab {
     /// A new lab. When the test fails its directory is kept and its path printed.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("crac-lab-").tempdir().expect("a temporary directory");
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// A new lab in `place`, which exists: for images that are too large for where temporary files go.
+    pub fn new_in(place: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("crac-lab-").tempdir_in(place).expect("a temporary directory");
         std::fs::create_dir(dir.path().join("run")).expect("a run directory");
         std::fs::set_permissions(dir.path().join("run"), std::fs::Permissions::from_mode(0o700))
             .expect("a private run directory");

@@ -1,44 +1,77 @@
 //! Measurements. What is compared is measured in one run, in turn: no number stands alone.
 
 mod clones;
+mod cluster;
+mod database;
 mod goes_on;
+mod layer;
 mod page;
+mod plan;
+mod plot;
 mod restore;
+mod scratch;
+mod section;
+mod starts;
+mod threads;
 
-use std::{path::PathBuf, process::Command};
+use anyhow::{Result, bail};
 
-use anyhow::{Context as _, Result, ensure};
-
+use self::{page::Machine, plan::Plan, section::Section};
 use crate::workspace;
 
-pub(crate) use clones::clones;
-pub(crate) use goes_on::goes_on;
-pub(crate) use page::page;
-pub(crate) use restore::restore;
+/// A part has a name to be called by, and measures.
+type Part = (&'static str, fn(&Plan) -> Result<Vec<Section>>);
 
-/// `CRAC_BENCH_RUNS=5` chooses another number of runs.
-fn runs(usual: usize) -> Result<usize> {
-    Ok(std::env::var("CRAC_BENCH_RUNS").ok().map(|runs| runs.parse()).transpose().context("CRAC_BENCH_RUNS")?.unwrap_or(usual))
-}
+const PARTS: [Part; 6] = [
+    ("restore", restore::restore),
+    ("continue", goes_on::goes_on),
+    ("clones", clones::clones),
+    ("threads", threads::threads),
+    ("postgres", database::database),
+    ("layer", layer::layer),
+];
 
-/// `CRAC_BENCH_MIB=16,256` chooses other sizes.
-fn sizes(usual: &[usize]) -> Result<Vec<usize>> {
-    match std::env::var("CRAC_BENCH_MIB") {
-        Err(_) => Ok(usual.into()),
-        Ok(text) => text.split(',').map(|mib| mib.trim().parse().context("CRAC_BENCH_MIB")).collect(),
+/// Measures what `arguments` name and prints it, or everything and writes the page.
+///
+/// # Errors
+///
+/// Something cannot be built, or does not work.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let (options, wanted): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|argument| argument.starts_with("--"));
+    if let Some(unknown) = options.iter().find(|option| **option != "--quick") {
+        bail!("no option `{unknown}`; there is --quick");
     }
+    if let Some(unknown) = wanted.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
+        bail!("nothing to measure is called `{unknown}`; there are {}", PARTS.map(|(name, _)| name).join(", "));
+    }
+    let plan = Plan::new(!options.is_empty())?;
+    let machine = Machine::of(&plan);
+    let mut sections = Vec::new();
+    for (_, measure) in PARTS.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(name)) {
+        sections.extend(measure(&plan)?);
+    }
+    // What a part, a trial or a choice of one's own has measured is no page for everybody.
+    let is_chosen = std::env::vars_os().any(|(name, _)| plan::CHOICES.iter().any(|choice| name == *choice));
+    let directory = if wanted.is_empty() && !plan.quick && !is_chosen {
+        workspace::root().join("docs")
+    } else {
+        workspace::metadata()?.target_directory.join("bench")
+    };
+    page::write(&directory, &plan, &machine, &sections)?;
+    if !wanted.is_empty() {
+        print!("\n{}", sections.iter().map(Section::markdown).collect::<String>());
+    }
+    Ok(())
 }
 
-/// Compiles the program that does nothing but answer, statically linked.
-fn build_floor() -> Result<PathBuf> {
-    let source = workspace::root().join("benches/floor/floor.rs");
-    let floor = workspace::metadata()?.target_directory.join("release/floor");
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let status = Command::new(rustc)
-        .args(["--edition", "2024", "-O", "-C", "panic=abort", "-C", "target-feature=+crt-static", "-o"])
-        .arg(&floor)
-        .arg(source)
-        .status()?;
-    ensure!(status.success(), "rustc cannot build the floor: {status}");
-    Ok(floor)
+#[cfg(test)]
+mod tests {
+    use super::run;
+
+    #[test]
+    fn what_is_not_known_is_answered_with_what_is() {
+        let error = run(&["restores"]).unwrap_err().to_string();
+        assert!(error.ends_with("there are restore, continue, clones, threads, postgres, layer"), "{error}");
+        assert!(run(&["--fast"]).unwrap_err().to_string().contains("there is --quick"));
+    }
 }

@@ -26,10 +26,15 @@ usage: cargo xtask <task>
                    documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
-  bench            all of the next, written to docs/benchmarks.md
-  bench restore    time restore by each engine against cold start and a program that does nothing but answer
-  bench continue   time the pause of a service that goes on against a bare fork of it, and its requests meanwhile
-  bench clones     time 200 lives of one image until all answer, and weigh them
+  bench            measure all of the next, up to 20 minutes, and write docs/benchmarks.md
+  bench PART...    measure only these and print them:
+        restore    start to first answer, to the hundredth, to the last page read: each engine, cold start, floor; checkpoints
+        continue   the pause of a service that goes on against a bare fork of it, and its requests meanwhile
+        clones     200 lives of one image until all answer, and what each takes
+        threads    restores with up to 800 threads
+        postgres   restores that reconnect to PostgreSQL with TLS and SCRAM
+        layer      what CheckpointLayer costs a request and a server
+  bench --quick    try out whether all of it works, in less than a minute; the page goes to target/bench
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
   fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
@@ -49,11 +54,8 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["demo"] => demo::run(),
-        ["bench"] => bench::page(),
-        ["bench", "restore"] => bench::restore(),
+        ["bench", arguments @ ..] => bench::run(arguments),
         ["criu"] => criu::tell(),
-        ["bench", "clones"] => bench::clones(),
-        ["bench", "continue"] => bench::goes_on(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Drawn::Check),

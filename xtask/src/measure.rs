@@ -1,6 +1,6 @@
 //! Durations of several runs, and how they are shown.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 /// The durations of the counted runs of one thing.
 #[derive(Debug, Default, Clone)]
@@ -35,19 +35,26 @@ impl Runs {
         self.0.len()
     }
 
-    pub(crate) fn max(&self) -> Duration {
-        self.0.last().copied().unwrap_or_default()
-    }
-
-    /// The median as a multiple of another's.
-    pub(crate) fn times(&self, other: &Runs) -> f64 {
-        self.median().as_secs_f64() / other.median().as_secs_f64()
+    /// In milliseconds; nothing if there was no run.
+    pub(crate) fn spread(&self) -> Option<Spread> {
+        (!self.0.is_empty()).then(|| self.0.iter().map(|run| run.as_secs_f64() * 1e3).collect())
     }
 }
 
-impl fmt::Display for Runs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>9} {:>9} {:>9}", ms(self.min()), ms(self.median()), ms(self.max()))
+/// The least, the middle and the greatest of several numbers.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) min: f64,
+    pub(crate) median: f64,
+    pub(crate) max: f64,
+}
+
+impl FromIterator<f64> for Spread {
+    fn from_iter<T: IntoIterator<Item = f64>>(numbers: T) -> Self {
+        let mut numbers: Vec<f64> = numbers.into_iter().collect();
+        numbers.sort_unstable_by(f64::total_cmp);
+        let at = |index: usize| numbers.get(index).copied().unwrap_or_default();
+        Self { min: at(0), median: at(numbers.len() / 2), max: at(numbers.len().saturating_sub(1)) }
     }
 }
 
@@ -82,8 +89,9 @@ mod tests {
         for run in [5, 1, 9, 3, 4] {
             runs.add(Duration::from_millis(run));
         }
-        assert_eq!((runs.min().as_millis(), runs.median().as_millis(), runs.max().as_millis()), (1, 4, 9));
+        assert_eq!((runs.min().as_millis(), runs.median().as_millis(), runs.spread().map(|all| all.max)), (1, 4, Some(9.0)));
         assert_eq!((runs.p99().as_millis(), runs.len()), (9, 5));
-        assert_eq!(runs.to_string(), "     1.00      4.00      9.00");
+        assert_eq!(runs.spread(), Some(Spread { min: 1.0, median: 4.0, max: 9.0 }));
+        assert_eq!(Runs::default().spread(), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Every check is a pure function from plain data to a list of problems; this file gathers the data and prints the list.
 
 mod arrows;
+mod benchmarks;
 mod changelog;
 mod drawn;
 mod length;
@@ -51,6 +52,7 @@ pub(crate) fn run(mode: Drawn) -> Result<()> {
         length::check(&files),
         paths::check(&files),
         drawn::all().iter().filter_map(|drawing| drawing.check(text_of(&files, drawing.page))).collect(),
+        benchmarks::check(&files),
         changelog::check(text_of(&files, changelog::PAGE)),
     ]
     .into_iter()

@@ -1,10 +1,11 @@
-//! The service of `cargo xtask bench continue`: a heap of a given size, requests that write into it, and a bare fork on demand.
+//! The service of `cargo xtask bench` where another than the example is needed: a heap of a given size and as many threads as one
+//! likes, requests that write into the heap, and a bare fork on demand.
 #![allow(unsafe_code, reason = "forks, to have something to compare with")]
 
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -24,6 +25,9 @@ struct Args {
     /// Size of the heap.
     #[arg(long)]
     mib: usize,
+    /// Threads besides those of the runtime; they wait until the service ends.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
 }
 
 /// The heap, and how many requests have written into it.
@@ -60,9 +64,21 @@ async fn fork() -> String {
     took.await.map_or_else(|error| error.to_string(), |took| took.as_micros().to_string())
 }
 
+/// A thread that does nothing, in the way in which most threads of a service do nothing.
+fn wait() {
+    static NEVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+    let mut guard = NEVER.0.lock();
+    while let Ok(locked) = guard {
+        guard = NEVER.1.wait(locked);
+    }
+}
+
 #[crac::main(name = "pause", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
+    for number in 0..args.threads {
+        std::thread::Builder::new().name(format!("idle-{number}")).spawn(wait)?;
+    }
     let words = (0..(args.mib << 20) / 8).map(|word| AtomicU64::new(word as u64)).collect();
     let app = Router::new()
         .route("/", get(touch))

@@ -6,13 +6,14 @@ use clap::{CommandFactory, Parser, parser::ValueSource};
 
 /// The reference service of crac: a small shop that starts heavy.
 #[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[command(version, after_help = ROUTES)]
 pub(crate) struct Args {
     /// Where to listen; given again at a restore, the restored life listens there.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
 
-    /// The database: an SQLite file, created if missing, or a PostgreSQL server.
+    /// The database: an SQLite file, created if missing, or a PostgreSQL server; with TLS (`?sslmode=require`) if this program was
+    /// built with the feature `tls`.
     #[arg(long, value_name = "URL", default_value = "sqlite:web-server.db")]
     pub(crate) database: String,
 
@@ -24,6 +25,19 @@ pub(crate) struct Args {
     #[arg(long, default_value = "web-server")]
     pub(crate) name: String,
 }
+
+/// What can be asked for.
+const ROUTES: &str = "\
+Answers to:
+  GET /           200 at once
+  GET /counter    how often this was asked, in all lives
+  GET /orders     all orders; POST adds one
+  GET /warm       reads every page of the warmed-up state: how many entries there are, and the sum of their digests
+  GET /warm/N     entry N of it, 256 in a MiB
+  GET /slow?ms=N  an answer in two halves, so many milliseconds apart
+  GET /random     numbers from generators that are private to a thread
+  GET /instance   which life this is
+  GET /ticks      what an interval of 50 ms has seen of the clock";
 
 /// Where a life that was restored with `args`, program name first, shall listen, if they say so.
 ///
@@ -50,6 +64,17 @@ mod tests {
         Args::command().debug_assert();
         let args = Args::parse_from(["web-server"]);
         assert_eq!((args.listen.port(), args.warm_mib, args.name.as_str()), (8080, 64, "web-server"));
+    }
+
+    #[test]
+    fn the_help_names_every_route() {
+        let help = Args::command().render_help().to_string();
+        let routes = include_str!("routes.rs").split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
+        let routes: Vec<String> = routes.map(|route| route.replace("{n}", "N")).collect();
+        assert!(routes.len() > 5);
+        for route in routes {
+            assert!(help.contains(&format!("GET {route}")), "{route} is missing in\n{help}");
+        }
     }
 
     #[test]

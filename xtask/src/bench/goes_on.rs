@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -13,84 +14,205 @@ use anyhow::{Context as _, Result, ensure};
 use crac_testing::{
     http::{self, NoAnswer},
     lab::{Lab, Service, free_addr},
-    programs::program,
 };
 
-use super::{runs, sizes};
-use crate::{
-    demo::build_release_of,
-    measure::{Runs, machine, ms},
+use super::{
+    plan::Plan,
+    plot::{Look, Plot, Series},
+    section::{Section, cells, list, number, table, times},
+    starts::{self, Program},
 };
+use crate::measure::Runs;
 
-/// Counted captures of each size.
-const RUNS: usize = 5;
-const MIB: [usize; 3] = [16, 256, 1024];
+const SIZES: [usize; 3] = [16, 256, 1024];
+const QUICK_SIZES: [usize; 1] = [16];
+/// Counted captures of each size, and of those the ones by CRIU too.
+const RUNS: [usize; 2] = [6, 3];
+const QUICK_RUNS: [usize; 2] = [1, 1];
 /// Who asks meanwhile.
 const CLIENTS: usize = 2;
 /// Each client pauses so long between two requests, so that the machine is not only busy with them.
 const BETWEEN: Duration = Duration::from_millis(1);
 
-/// Bare fork, capture, fork, capture ..., then the requests of an undisturbed stretch as long as the captures were.
-pub(crate) fn goes_on() -> Result<()> {
-    build_release_of(&["crac-cli", "crac-benches"])?;
-    let (counted, sizes) = (runs(RUNS)?, sizes(&MIB)?);
-    println!("{}", machine());
-    println!(
-        "{counted} counted runs of each in turn after one warm-up; release build; milliseconds; {CLIENTS} clients ask meanwhile"
-    );
-    println!("{:<44} {:>9} {:>9} {:>9}", "", "min", "median", "max");
-    for mib in sizes {
-        let lab = Lab::new();
-        let addr = free_addr();
-        let mut command = lab.command(program("pause"));
-        command.args(["--listen", &addr.to_string(), "--mib", &mib.to_string()]);
-        let (service, _) = Service::timed(command, addr, "/");
-        let [mut fork, mut frozen, mut closed, mut whole] = std::array::from_fn(|_| Runs::default());
-        let mut during = Requests::default();
-        for run in 0..=counted {
-            // Each begins with pages that are the service's own.
-            service.get("/dirty");
-            let bare: u64 = service.get("/fork").body.parse().context("the time of a fork")?;
-            service.get("/dirty");
-            let (outcome, asked) = Requests::during(addr, || checkpoint(&lab, &service))?;
-            if run > 0 {
-                fork.add(Duration::from_micros(bare));
-                for (runs, name) in [(&mut frozen, "frozen_us"), (&mut closed, "closed_us"), (&mut whole, "elapsed_us")] {
-                    runs.add(Duration::from_micros(outcome[name].as_u64().with_context(|| format!("{name}: {outcome}"))?));
+/// What was measured at one size.
+#[derive(Debug, Default)]
+struct Size {
+    mib: usize,
+    fork: Runs,
+    native: Pause,
+    criu: Pause,
+    undisturbed: Requests,
+}
+
+/// Captures of a service that goes on, by one engine.
+#[derive(Debug, Default)]
+struct Pause {
+    /// While every thread stood still.
+    frozen: Runs,
+    /// While the door was shut, as the command sees it.
+    closed: Runs,
+    /// Until the image was durable.
+    whole: Runs,
+    meanwhile: Requests,
+    failed: usize,
+}
+
+/// Bare fork, capture by each engine, fork ..., then the requests of an undisturbed stretch.
+pub(super) fn goes_on(plan: &Plan) -> Result<Vec<Section>> {
+    let mut sizes = Vec::new();
+    for mib in plan.sizes(&SIZES, &QUICK_SIZES)? {
+        plan.say(&format!("checkpoints of a service that goes on with {mib} MiB"));
+        sizes.push(measure(plan, mib)?);
+    }
+    Ok(vec![section(&sizes)])
+}
+
+fn measure(plan: &Plan, mib: usize) -> Result<Size> {
+    let [runs, runs_criu] = if plan.quick { QUICK_RUNS } else { RUNS };
+    let native = Subject::start(plan, mib, None);
+    let by_criu = plan.criu.as_deref().map(|criu| Subject::start(plan, mib, Some(criu)));
+    let mut size = Size { mib, ..Size::default() };
+    for run in 0..=runs {
+        // Each begins with pages that are the service's own.
+        native.service.get("/dirty");
+        let fork: u64 = native.service.get("/fork").body.parse().context("the time of a fork")?;
+        native.service.get("/dirty");
+        let captured = native.capture()?;
+        if run > 0 {
+            size.fork.add(Duration::from_micros(fork));
+            size.native.add(captured)?;
+        }
+        // The first one by CRIU is not counted either.
+        if let Some(subject) = by_criu.as_ref().filter(|_| run <= runs_criu) {
+            subject.service.get("/dirty");
+            match subject.capture() {
+                Ok(captured) if run > 0 => size.criu.add(captured)?,
+                Ok(_) => {}
+                Err(error) => {
+                    size.criu.failed += 1;
+                    plan.criu_failed(&format!("{error:#}"))?;
                 }
-                during.add(asked);
             }
         }
-        let stretch = whole.median() * u32::try_from(counted)?;
-        let ((), before) = Requests::during(addr, || {
-            std::thread::sleep(stretch.max(Duration::from_secs(1)));
-            Ok(())
-        })?;
-        let bound = fork.median().mul_f64(1.3) + Duration::from_millis(5);
-        println!("{:<44} {fork}", format!("{mib} MiB: bare fork"));
-        let verdict = if frozen.median() <= bound { "within" } else { "beyond" };
-        println!("{:<44} {frozen}   {verdict} 1.3 x fork + 5 = {}", "  all threads frozen", ms(bound));
-        println!("{:<44} {closed}", "  door shut, as the command sees it");
-        println!("{:<44} {whole}", "  until the image was durable");
-        println!("{:<44} {}", "  requests, undisturbed", before.told());
-        println!("{:<44} {}", "  requests, while images were taken", during.told());
     }
-    Ok(())
+    let stretch = size.native.whole.median() * u32::try_from(runs)?;
+    let ((), undisturbed) = Requests::during(native.service.addr, || {
+        std::thread::sleep(stretch.max(Duration::from_secs(1)));
+        Ok(())
+    })?;
+    Ok(Size { undisturbed, ..size })
+}
+
+/// A service and the engine that saves it.
+struct Subject {
+    service: Service,
+    lab: Lab,
+}
+
+/// What `crac checkpoint` said, and what clients saw meanwhile.
+type Captured = (serde_json::Value, Requests);
+
+impl Subject {
+    fn start(plan: &Plan, mib: usize, criu: Option<&Path>) -> Self {
+        let (lab, addr) = (plan.lab(), free_addr());
+        let mut command = Program::pause(mib, 0).command(&lab, addr);
+        if let Some(criu) = criu {
+            command.env("CRAC_ENGINE", "criu").env("CRAC_CRIU_PATH", criu);
+        }
+        Self { service: Service::timed(command, addr, "/").0, lab }
+    }
+
+    fn capture(&self) -> Result<Captured> {
+        Requests::during(self.service.addr, || checkpoint(&self.lab, &self.service))
+    }
 }
 
 fn checkpoint(lab: &Lab, service: &Service) -> Result<serde_json::Value> {
     let image = lab.file("pause.crac");
+    starts::remove(&image)?;
     let pid = service.pid().to_string();
-    let output = lab.crac([
-        "checkpoint".as_ref(),
-        pid.as_ref(),
-        "--continue".as_ref(),
-        "--json".as_ref(),
-        "--image".as_ref(),
-        image.as_os_str(),
-    ]);
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let options = ["--continue", "--json", "--image"].map(std::ffi::OsStr::new);
+    let output = lab.crac(["checkpoint".as_ref(), pid.as_ref()].into_iter().chain(options).chain([image.as_os_str()]));
+    let said = [&output.stdout[..], &output.stderr].concat();
+    ensure!(output.status.success(), "the checkpoint failed: {}", String::from_utf8_lossy(&said));
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+impl Pause {
+    fn add(&mut self, (said, asked): Captured) -> Result<()> {
+        for (runs, name) in [(&mut self.frozen, "frozen_us"), (&mut self.closed, "closed_us"), (&mut self.whole, "elapsed_us")] {
+            runs.add(Duration::from_micros(said[name].as_u64().with_context(|| format!("{name}: {said}"))?));
+        }
+        self.meanwhile.add(asked);
+        Ok(())
+    }
+}
+
+fn section(sizes: &[Size]) -> Section {
+    let mut pauses = Vec::new();
+    let mut requests = Vec::new();
+    for size in sizes {
+        let mut pause = |name: &str, runs: &Runs, failed: usize| {
+            if runs.len() + failed > 0 {
+                let [min, median, max, times] = cells(runs, &size.fork);
+                let [counted, failed] = [runs.len(), failed].map(|count| count.to_string());
+                pauses.push([size.mib.to_string(), name.to_owned(), counted, failed, min, median, max, times]);
+            }
+        };
+        pause("bare fork", &size.fork, 0);
+        for (engine, measured) in [("native", &size.native), ("CRIU", &size.criu)] {
+            pause(&format!("{engine}: all threads stand still"), &measured.frozen, measured.failed);
+            pause(&format!("{engine}: door shut"), &measured.closed, 0);
+            pause(&format!("{engine}: until the image is durable"), &measured.whole, 0);
+        }
+        let mut asked = |when: &str, seen: &Requests| {
+            let Requests { answered, turned_away, failed } = seen;
+            if answered.len() > 0 {
+                let [_, median, max, _] = cells(answered, answered);
+                let p99 = number(answered.p99().as_secs_f64() * 1e3);
+                let [answered, turned_away, failed] = [answered.len(), *turned_away, *failed].map(|count| count.to_string());
+                requests.push([size.mib.to_string(), when.to_owned(), answered, turned_away, failed, median, p99, max]);
+            }
+        };
+        asked("undisturbed", &size.undisturbed);
+        asked("while the native engine takes images", &size.native.meanwhile);
+        asked("while CRIU takes images", &size.criu.meanwhile);
+    }
+    let series = |name, look, runs: fn(&Size) -> &Runs| Series::new(name, look, sizes.iter().map(runs));
+    let plot = Plot {
+        name: "continue",
+        title: "How long a service that goes on stands still",
+        axis: "heap, MiB",
+        categories: sizes.iter().map(|size| size.mib.to_string()).collect(),
+        series: vec![
+            series("CRIU", Look::Criu, |size| &size.criu.frozen),
+            series("native", Look::Native, |size| &size.native.frozen),
+            series("bare fork", Look::Floor, |size| &size.fork),
+        ],
+    };
+    let text = format!(
+        "`crac checkpoint --continue` against a bare `fork` of the same process, every page written to before each; {CLIENTS} clients ask          meanwhile, on a new connection each time, with {} ms in between.
+
+{}         What those clients saw, in milliseconds; *turned away* is 503 with `Retry-After`.
+
+{}",
+        BETWEEN.as_millis(),
+        table(["MiB", "what", "runs", "failed", "min, ms", "median, ms", "max, ms", "x fork"], &pauses),
+        table(["MiB", "when", "answered", "turned away", "failed", "median, ms", "p99, ms", "max, ms"], &requests),
+    );
+    Section { title: "Checkpoints of a service that goes on", short: short(sizes).into_iter().collect(), text, plots: vec![plot] }
+}
+
+/// Whether it stands still for at most 1.3 times a fork and 5 ms.
+fn short(sizes: &[Size]) -> Option<String> {
+    let parts = sizes.iter().filter_map(|size| {
+        let bound = size.fork.median().mul_f64(1.3) + Duration::from_millis(5);
+        let verdict = if size.native.frozen.median() <= bound { "" } else { " (more than 1.3 forks and 5 ms)" };
+        Some(format!("{}{verdict} with {} MiB", number(times(&size.native.frozen, &size.fork)?), size.mib))
+    });
+    let parts: Vec<String> = parts.collect();
+    (!parts.is_empty())
+        .then(|| format!("A service that goes on stands still for as many times as long as a bare fork: {}.", list(&parts)))
 }
 
 /// What clients saw.
@@ -138,16 +260,35 @@ impl Requests {
         self.failed += other.failed;
         self.answered.append(other.answered);
     }
+}
 
-    fn told(&self) -> String {
-        let Self { answered, turned_away, failed } = self;
-        format!(
-            "{:>9} {:>9} {:>9}   p99 {}; {} answered, {turned_away} turned away, {failed} failed",
-            ms(answered.min()),
-            ms(answered.median()),
-            ms(answered.max()),
-            ms(answered.p99()),
-            answered.len()
-        )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(ms: u64) -> Runs {
+        let mut runs = Runs::default();
+        runs.add(Duration::from_millis(ms));
+        runs
+    }
+
+    #[test]
+    fn a_pause_is_judged_against_the_fork_of_the_same_process() {
+        let size = |frozen| Size {
+            mib: 16,
+            fork: runs(10),
+            native: Pause { frozen: runs(frozen), ..Pause::default() },
+            ..Size::default()
+        };
+        assert!(short(&[size(18)]).unwrap().ends_with("bare fork: 1.80 with 16 MiB."));
+        assert!(short(&[size(19)]).unwrap().contains("1.90 (more than 1.3 forks and 5 ms)"));
+    }
+
+    #[test]
+    fn captures_that_failed_are_in_the_table() {
+        let size = Size { mib: 16, fork: runs(1), criu: Pause { failed: 2, ..Pause::default() }, ..Size::default() };
+        let text = section(&[size]).text;
+        assert!(text.contains("| 16 | CRIU: all threads stand still | 0 | 2 | - | - | - | - |"), "{text}");
+        assert!(text.contains("| 16 | bare fork | 1 | 0 | 1.00 | 1.00 | 1.00 | 1.00 |"), "{text}");
     }
 }

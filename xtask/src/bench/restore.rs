@@ -1,328 +1,313 @@
-//! Restore by either engine, against cold start and against the floor.
+//! Restore by either engine, against starts without an image and against the floor; and the checkpoints before them.
 
-use std::{
-    fs::File,
-    io::Write as _,
-    os::unix::{fs::MetadataExt, process::CommandExt},
-    path::{Path, PathBuf},
-    process::Command,
-    time::{Duration, Instant},
+use anyhow::{Result, ensure};
+
+use super::{
+    plan::Plan,
+    plot::{Look, Plot, Series},
+    section::{Section, cells, list, number, table, times},
+    starts::{self, Images, Program, REQUESTS, Taken, Way},
 };
+use crate::measure::Runs;
 
-use anyhow::{Context as _, Result, ensure};
-use crac_testing::{
-    http::{self, Connection},
-    lab::{Lab, Service, free_addr},
-    programs::program,
-    wait_until,
-};
-use rustix::fs::Advice;
-
-use super::{build_floor, runs, sizes};
-use crate::{
-    criu,
-    demo::build_release,
-    measure::{Runs, machine},
-};
-
-/// Counted runs of each thing; `CRAC_BENCH_RUNS` chooses another number.
-const RUNS: usize = 10;
-/// Cold starts are slow and vary little.
-const COLD_STARTS: usize = 3;
 /// What the service has warmed up.
-const WARM_MIB: [usize; 5] = [0, 16, 256, 1024, 4096];
-/// Above this size there are fewer runs: a third.
-const LARGE_MIB: usize = 1024;
-/// Requests behind the first answer.
-const REQUESTS: usize = 100;
-/// Set where the kernel-feature cache of CRIU has a place to be.
-const INSIDE: &str = "CRAC_BENCH_INSIDE";
-
-/// One way to start a service, over several runs: times from the start of the process.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Way {
-    /// Until the first answer.
-    pub(super) first: Runs,
-    /// Until the hundredth.
-    pub(super) hundredth: Runs,
-    /// Until every page of the warmed-up state was read.
-    pub(super) all: Runs,
-    /// Starts that did not answer.
-    pub(super) failed: usize,
-}
+const SIZES: [usize; 5] = [0, 16, 256, 1024, 4096];
+const QUICK_SIZES: [usize; 2] = [0, 16];
+/// What is hoped for: to the first answer so many times as fast as CRIU, with so many MiB.
+const AIMS: [(usize, f64); 2] = [(16, 10.0), (1024, 300.0)];
 
 /// What was measured at one size.
 #[derive(Debug, Default)]
-pub(super) struct Size {
-    pub(super) mib: usize,
-    pub(super) floor: Way,
-    pub(super) cold_start: Way,
-    pub(super) native: Way,
-    pub(super) native_uncached: Way,
-    /// Nothing without CRIU.
-    pub(super) criu: Option<Way>,
-    pub(super) criu_uncached: Option<Way>,
-    pub(super) native_image: Taken,
-    pub(super) criu_image: Option<Taken>,
+struct Size {
+    mib: usize,
+    floor: Way,
+    cold_start: Way,
+    native: Way,
+    native_uncached: Way,
+    criu: Way,
+    criu_uncached: Way,
+    native_image: Taken,
+    criu_image: Taken,
 }
 
-/// A checkpoint.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Taken {
-    /// From the beginning of the capture until the image was durable.
-    pub(super) took: Duration,
-    /// On disk.
-    pub(super) bytes: u64,
-    /// Writing and syncing as many bytes of nothing in particular.
-    pub(super) plain_write: Duration,
+/// Everything at all sizes: to the first answer, to the hundredth, to the last page; and the checkpoints.
+pub(super) fn restore(plan: &Plan) -> Result<Vec<Section>> {
+    let mut sizes = Vec::new();
+    for mib in plan.sizes(&SIZES, &QUICK_SIZES)? {
+        plan.say(&format!("starts with {mib} MiB"));
+        sizes.push(measure(plan, mib)?);
+    }
+    Ok(sections(&sizes))
 }
 
-/// Measures and prints.
-pub(crate) fn restore() -> Result<()> {
-    let (criu, why_not) = prepare()?;
-    println!("{}", machine());
-    println!("{}", method()?);
-    why_not.iter().for_each(|reason| println!("without CRIU: {reason}"));
-    println!("{:<34} {:>9} {:>9} {:>9}   to the 100th, to the last page", "", "min", "median", "max");
-    for mib in sizes(&WARM_MIB)? {
-        let size = measure(mib, criu.as_deref())?;
-        for (name, way) in size.ways() {
-            let times = way.first.times(&size.native.first);
-            let failed = if way.failed > 0 { format!(", {} FAILED", way.failed) } else { String::new() };
-            let later = [&way.hundredth, &way.all].map(|runs| crate::measure::ms(runs.median()));
-            println!(
-                "{:<34} {}   {} {}  ({times:.2} x native{failed})",
-                format!("{name}, {mib} MiB"),
-                way.first,
-                later[0],
-                later[1]
-            );
+fn measure(plan: &Plan, mib: usize) -> Result<Size> {
+    let rounds = plan.rounds(mib)?;
+    let mut size = Size { mib, ..Size::default() };
+    let lab = plan.lab();
+    let mut native = Images::new(plan, Program::web_server(mib), None);
+    let mut by_criu = plan.criu.as_deref().map(|criu| Images::new(plan, Program::web_server(mib), Some(criu)));
+    for _ in 0..rounds.blocks {
+        native.take(&mut size.cold_start)?;
+        let mut criu = None;
+        if let Some(images) = &mut by_criu {
+            match images.take(&mut size.cold_start) {
+                Ok(()) => criu = Some(&*images),
+                Err(error) => plan.criu_failed(&format!("{error:#}"))?,
+            }
+        }
+        // Warms the page cache up, the file systems' caches of names, and CRIU's cache of kernel features.
+        let warmed = native.restore(&size.native);
+        ensure!(warmed.is_ok(), "the native engine failed at {mib} MiB: {warmed:?}");
+        if let Some(Err(what)) = criu.map(|images| images.restore(&size.criu)) {
+            plan.criu_failed(&what)?;
+        }
+        for round in 0..rounds.native {
+            size.floor.add(starts::floor(plan, &lab, &size.floor));
+            let timed = native.restore(&size.native);
+            size.native.add(timed);
+            if let Some(images) = criu.filter(|_| round < rounds.criu) {
+                let timed = images.restore(&size.criu);
+                count_criu(plan, &mut size.criu, timed)?;
+            }
+        }
+        uncached(plan, &native, &mut size)?;
+        if let Some(images) = criu {
+            images.forget()?;
+            let timed = images.restore(&size.criu_uncached);
+            count_criu(plan, &mut size.criu_uncached, timed)?;
         }
     }
+    let failed = size.native.failed + size.native_uncached.failed + size.floor.failed;
+    ensure!(failed == 0, "the native engine or the floor failed {failed} times at {mib} MiB");
+    size.native_image = native.taken;
+    size.criu_image = by_criu.map(|images| images.taken).unwrap_or_default();
+    Ok(size)
+}
+
+/// Restores with the image dropped from the page cache - if it really was: not every file system can do that.
+fn uncached(plan: &Plan, native: &Images, size: &mut Size) -> Result<()> {
+    native.forget()?;
+    let timed = native.restore(&size.native_uncached);
+    let fetched = timed.as_ref().map_or(u64::MAX, |timed| timed.fetched);
+    if fetched < native.taken.bytes / 2 {
+        return plan.leave_out("the page cache cold", "this file system keeps what it is told to drop");
+    }
+    size.native_uncached.add(timed);
     Ok(())
 }
 
-/// Builds everything; where CRIU is, or why there is none. Enters a mount namespace in which `/run` can keep CRIU's cache.
-pub(super) fn prepare() -> Result<(Option<PathBuf>, Option<String>)> {
-    build_release()?;
-    let criu = criu::set_up(&program("crac"));
-    match criu {
-        Ok(path) if std::env::var_os(INSIDE).is_some() => Ok((Some(path), None)),
-        Ok(_) => {
-            let mut inside = Command::new("unshare");
-            inside.args(["--mount", "sh", "-c", "mount -t tmpfs crac-bench /run && exec \"$0\" \"$@\""]);
-            let error = inside.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
-            Err(error).context("cannot run unshare(1)")
-        }
-        Err(reason) => Ok((None, Some(format!("{reason:#}")))),
-    }
-}
-
-/// How it is measured, in words.
-pub(super) fn method() -> Result<String> {
-    Ok(format!(
-        "{} counted runs of each in turn after one warm-up ({} above {LARGE_MIB} MiB, {COLD_STARTS} cold starts and uncached ones); \
-         release build; milliseconds from the start of the process to the first 200",
-        runs(RUNS)?,
-        few(runs(RUNS)?)
-    ))
-}
-
-fn few(runs: usize) -> usize {
-    runs.div_ceil(3)
-}
-
-/// Everything at one size.
-pub(super) fn measure(mib: usize, criu: Option<&Path>) -> Result<Size> {
-    let floor = build_floor()?;
-    let runs = if mib > LARGE_MIB { few(runs(RUNS)?) } else { runs(RUNS)? };
-    let (native_lab, criu_lab) = (Lab::new(), Lab::new());
-    let mut size = Size { mib, ..Size::default() };
-
-    let image = native_lab.file("web.crac");
-    size.native_image = take(&native_lab, mib, &image, None, &mut size.cold_start)?.0;
-    let criu_image = criu_lab.file("web.crac");
-    let mut own_pid = 0;
-    if let Some(criu) = criu {
-        let (taken, pid) = take(&criu_lab, mib, &criu_image, Some(criu), &mut size.cold_start)?;
-        own_pid = pid;
-        size.criu_image = Some(taken);
-    }
-    while size.cold_start.first.len() < COLD_STARTS {
-        let addr = free_addr();
-        let timed = time(&size.cold_start, web_server(&native_lab, mib, addr), addr, true);
-        size.cold_start.add(timed);
-    }
-
-    let native = |addr: std::net::SocketAddr| {
-        let mut command = native_lab.command(&image);
-        command.args(["--", "--listen", &addr.to_string()]);
-        command
-    };
-    let by_criu = |addr: std::net::SocketAddr| {
-        let mut command = criu_lab.command(program("crac"));
-        command.arg("restore").arg(&criu_image).args(["--", "--listen", &addr.to_string()]);
-        command.envs(criu.map(|criu| ("CRAC_CRIU_PATH", criu)));
-        command
-    };
-    let restored_by_criu = |so_far: &Way| {
-        let addr = free_addr();
-        let timed = time(so_far, by_criu(addr), addr, true);
-        // Its process id is needed again, and it ends a moment after the command that has restored it.
-        wait_until("the process id is free", || (!Path::new(&format!("/proc/{own_pid}")).exists()).then_some(()));
-        timed
-    };
-    let mut ways = [Way::default(), Way::default(), Way::default()];
-    for run in 0..=runs {
-        let addr = free_addr();
-        let mut at_floor = native_lab.command(&floor);
-        at_floor.arg(addr.to_string());
-        let mut timed = vec![time(&ways[0], at_floor, addr, false)];
-        let addr = free_addr();
-        timed.push(time(&ways[1], native(addr), addr, true));
-        timed.extend(criu.map(|_| restored_by_criu(&ways[2])));
-        if run > 0 {
-            ways.iter_mut().zip(timed).for_each(|(way, timed)| way.add(timed));
-        }
-    }
-    for _ in 0..few(runs).min(COLD_STARTS) {
-        forget(&image)?;
-        let addr = free_addr();
-        let timed = time(&size.native_uncached, native(addr), addr, true);
-        size.native_uncached.add(timed);
-        if criu.is_some() {
-            forget(&criu_image)?;
-            let way = size.criu_uncached.get_or_insert_default();
-            way.add(restored_by_criu(way));
-        }
-    }
-    let [at_floor, native, by_criu] = ways;
-    (size.floor, size.native) = (at_floor, native);
-    size.criu = criu.map(|_| by_criu);
-    ensure!(size.native.failed == 0, "the native engine failed {} times at {mib} MiB", size.native.failed);
-    Ok(size)
+pub(super) fn count_criu(plan: &Plan, way: &mut Way, timed: Result<starts::Timed, String>) -> Result<()> {
+    let failure = timed.as_ref().err().cloned();
+    way.add(timed);
+    failure.map_or(Ok(()), |what| plan.criu_failed(&what))
 }
 
 impl Size {
     /// Every way with its name.
-    pub(super) fn ways(&self) -> Vec<(&'static str, &Way)> {
-        let mut ways = vec![("floor", &self.floor), ("native", &self.native)];
-        ways.extend(self.criu.as_ref().map(|way| ("CRIU", way)));
-        ways.push(("native, page cache cold", &self.native_uncached));
-        ways.extend(self.criu_uncached.as_ref().map(|way| ("CRIU, page cache cold", way)));
-        ways.push(("cold start", &self.cold_start));
-        ways
+    fn ways(&self) -> [(&'static str, &Way); 6] {
+        [
+            ("floor", &self.floor),
+            ("native", &self.native),
+            ("CRIU", &self.criu),
+            ("native, page cache cold", &self.native_uncached),
+            ("CRIU, page cache cold", &self.criu_uncached),
+            ("start without an image", &self.cold_start),
+        ]
     }
 }
 
-/// Times of one start.
-struct Timed {
-    first: Duration,
-    hundredth: Duration,
-    all: Duration,
+fn sections(sizes: &[Size]) -> Vec<Section> {
+    let mut first = answers(
+        sizes,
+        |way| &way.first,
+        Plot { name: "first-answer", title: "From start to the first answer", ..plot(sizes, |way| &way.first) },
+    );
+    first.short = [against_criu(sizes), against_the_rest(sizes)].into_iter().flatten().collect();
+    let hundredth = answers(
+        sizes,
+        |way| &way.hundredth,
+        Plot { name: "hundredth-answer", title: "From start to the hundredth answer", ..plot(sizes, |way| &way.hundredth) },
+    );
+    let mut last = answers(
+        sizes,
+        |way| &way.all,
+        Plot { name: "last-page", title: "From start until every page was read", ..plot(sizes, |way| &way.all) },
+    );
+    last.short = to_the_last_page(sizes).into_iter().collect();
+    vec![first, hundredth, last, images(sizes)]
 }
 
-impl Way {
-    fn add(&mut self, timed: Result<Timed, String>) {
-        match timed {
-            Ok(timed) => {
-                self.first.add(timed.first);
-                self.hundredth.add(timed.hundredth);
-                self.all.add(timed.all);
+/// One question about all ways.
+fn answers(sizes: &[Size], runs: impl Fn(&Way) -> &Runs, plot: Plot) -> Section {
+    let mut rows = Vec::new();
+    for size in sizes {
+        for (name, way) in size.ways() {
+            if runs(way).len() + way.failed == 0 || (runs(way).len() == 0 && name == "floor") {
+                continue;
             }
-            Err(what) => {
-                eprintln!("a start failed: {what}");
-                self.failed += 1;
-            }
+            let [min, median, max, times] = cells(runs(way), runs(&size.native));
+            let counts = [runs(way).len(), way.failed].map(|count| count.to_string());
+            let [counted, failed] = counts;
+            rows.push([size.mib.to_string(), name.to_owned(), counted, failed, min, median, max, times]);
         }
     }
+    let text = table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x native"], &rows);
+    Section { title: plot.title, text, plots: vec![plot], ..Section::default() }
 }
 
-/// Starts a service, times it, and ends it. The client keeps quiet for half of what the fastest run so far took; `whole` if it is the web-server, with all it can be asked for.
-fn time(so_far: &Way, command: Command, addr: std::net::SocketAddr, whole: bool) -> Result<Timed, String> {
-    let begun = Instant::now();
-    let (service, first) = Service::try_timed_after(so_far.first.min() / 2, command, addr, "/")?;
-    let (mut hundredth, mut all) = (first, first);
-    if whole {
-        ask_again(addr).map_err(|error| format!("{error:?}"))?;
-        hundredth = begun.elapsed();
-        let read = http::exchange(addr, "GET", "/warm", "").map_err(|error| format!("{error:?}"))?;
-        all = begun.elapsed();
-        if read.status != 200 {
-            return Err(format!("/warm: {read:?}"));
+fn plot(sizes: &[Size], runs: impl Fn(&Way) -> &Runs) -> Plot {
+    let series = |name, look, way: fn(&Size) -> &Way| Series::new(name, look, sizes.iter().map(|size| runs(way(size))));
+    let all = vec![
+        series("CRIU", Look::Criu, |size| &size.criu),
+        series("CRIU, page cache cold", Look::Criu, |size| &size.criu_uncached).dashed(),
+        series("start without an image", Look::Cold, |size| &size.cold_start),
+        series("native", Look::Native, |size| &size.native),
+        series("native, page cache cold", Look::Native, |size| &size.native_uncached).dashed(),
+        series("floor", Look::Floor, |size| &size.floor),
+    ];
+    Plot { name: "", title: "", axis: "warmed-up state, MiB", categories: categories(sizes), series: all }
+}
+
+fn categories(sizes: &[Size]) -> Vec<String> {
+    sizes.iter().map(|size| size.mib.to_string()).collect()
+}
+
+/// A sentence about each size, unless there is nothing to say.
+fn by_size(sizes: &[Size], ratio: impl Fn(&Size) -> Option<f64>) -> Option<String> {
+    let parts: Vec<String> =
+        sizes.iter().filter_map(|size| Some(format!("{} with {} MiB", number(ratio(size)?), size.mib))).collect();
+    (!parts.is_empty()).then(|| list(&parts))
+}
+
+fn against_criu(sizes: &[Size]) -> Option<String> {
+    let ratio = |size: &Size| times(&size.criu.first, &size.native.first);
+    let aims = AIMS.iter().filter_map(|(mib, aim)| {
+        let reached = ratio(sizes.iter().find(|size| size.mib == *mib)?)?;
+        let verdict = if reached >= *aim { "reached" } else { "missed" };
+        Some(format!("{aim} with {mib} MiB: {verdict}"))
+    });
+    let aims: Vec<String> = aims.collect();
+    let aims = if aims.is_empty() { String::new() } else { format!(" (aims: {})", aims.join(", ")) };
+    Some(format!("To the first answer CRIU takes as many times as long as the native engine: {}{aims}.", by_size(sizes, ratio)?))
+}
+
+fn against_the_rest(sizes: &[Size]) -> Option<String> {
+    let cold = by_size(sizes, |size| times(&size.cold_start.first, &size.native.first))?;
+    let floor = by_size(sizes, |size| times(&size.native.first, &size.floor.first))?;
+    Some(format!(
+        "A start without an image takes as many times as long as a restore by the native engine: {cold}. Such a restore takes as many \
+         times as long as the floor: {floor}."
+    ))
+}
+
+fn to_the_last_page(sizes: &[Size]) -> Option<String> {
+    let ratio = |size: &Size| times(&size.criu.all, &size.native.all);
+    let uncached = by_size(sizes, |size| times(&size.criu_uncached.all, &size.native_uncached.all));
+    let uncached = uncached.map_or_else(String::new, |uncached| format!("; with the page cache cold {uncached}"));
+    Some(format!("Until the last page is read CRIU takes as many times as long: {}{uncached}.", by_size(sizes, ratio)?))
+}
+
+fn images(sizes: &[Size]) -> Section {
+    let mut rows = Vec::new();
+    for size in sizes {
+        for (name, taken) in [("native", &size.native_image), ("CRIU", &size.criu_image)] {
+            if taken.took.len() + taken.failed == 0 {
+                continue;
+            }
+            let [min, median, max, times] = cells(&taken.took, &taken.plain_write);
+            let plain = cells(&taken.plain_write, &taken.plain_write)[1].clone();
+            let on_disk = number(taken.bytes as f64 / f64::from(1 << 20));
+            let [runs, failed] = [taken.took.len(), taken.failed].map(|count| count.to_string());
+            rows.push([size.mib.to_string(), name.to_owned(), runs, failed, on_disk, min, median, max, plain, times]);
         }
     }
-    drop(service);
-    Ok(Timed { first, hundredth, all })
-}
-
-fn ask_again(addr: std::net::SocketAddr) -> Result<(), http::NoAnswer> {
-    let mut connection = Connection::open(addr).map_err(http::NoAnswer::Refused)?;
-    for _ in 1..REQUESTS {
-        connection.exchange("GET", "/", "", "keep-alive")?;
-    }
-    Ok(())
-}
-
-fn web_server(lab: &Lab, mib: usize, addr: std::net::SocketAddr) -> Command {
-    let mut command = lab.command(program("web-server"));
-    command.args(["--listen", &addr.to_string(), "--warm-mib", &mib.to_string()]);
-    command
-}
-
-/// Starts the service cold, which is counted, and takes an image of it. Also its process id.
-fn take(lab: &Lab, mib: usize, image: &Path, criu: Option<&Path>, cold: &mut Way) -> Result<(Taken, u32)> {
-    let addr = free_addr();
-    let mut command = web_server(lab, mib, addr);
-    if let Some(criu) = criu {
-        command.env("CRAC_ENGINE", "criu").env("CRAC_CRIU_PATH", criu);
-    }
-    let begun = Instant::now();
-    let (mut service, first) = Service::timed(command, addr, "/");
-    ask_again(addr).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    let hundredth = begun.elapsed();
-    http::get(addr, "/warm");
-    cold.add(Ok(Timed { first, hundredth, all: begun.elapsed() }));
-    let pid = service.pid();
-    let arguments = ["checkpoint".as_ref(), "--json".as_ref(), "--image".as_ref(), image.as_os_str()];
-    let said = lab.crac_ok(arguments.into_iter().chain([pid.to_string().as_ref()]));
-    ensure!(service.wait().success(), "the checkpoint of {mib} MiB failed:\n{}", service.output());
-    let said: serde_json::Value = serde_json::from_str(&said).context("what `crac checkpoint --json` says")?;
-    let number = |name: &str| said[name].as_u64().with_context(|| format!("`{name}` is missing in {said}"));
-    let (took, bytes) = (Duration::from_micros(number("elapsed_us")?), number("bytes")?);
-    Ok((Taken { took, bytes, plain_write: plain_write(&lab.file("plain"), bytes)? }, pid))
-}
-
-/// Writes so many bytes to `path` and syncs them, as dd(1) does with `conv=fsync`; the file is removed.
-fn plain_write(path: &Path, bytes: u64) -> Result<Duration> {
-    let block: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
-    let begun = Instant::now();
-    let mut file = File::create(path)?;
-    let mut left = usize::try_from(bytes)?;
-    while left > 0 {
-        let part = left.min(block.len());
-        file.write_all(&block[..part])?;
-        left -= part;
-    }
-    file.sync_all()?;
-    let took = begun.elapsed();
-    std::fs::remove_file(path)?;
-    Ok(took)
-}
-
-/// Drops an image from the page cache.
-fn forget(image: &Path) -> Result<()> {
-    let files = if image.is_dir() {
-        std::fs::read_dir(image)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?
-    } else {
-        vec![image.to_owned()]
+    let head = [
+        "MiB",
+        "engine",
+        "runs",
+        "failed",
+        "on disk, MiB",
+        "min, ms",
+        "median, ms",
+        "max, ms",
+        "plain write, ms",
+        "x plain write",
+    ];
+    let series = |name, look, runs: fn(&Size) -> &Runs| Series::new(name, look, sizes.iter().map(runs));
+    let plot = Plot {
+        name: "checkpoint",
+        title: "Checkpoint, until the image is durable",
+        axis: "warmed-up state, MiB",
+        categories: categories(sizes),
+        series: vec![
+            series("native", Look::Native, |size| &size.native_image.took),
+            series("CRIU", Look::Criu, |size| &size.criu_image.took),
+            series("plain write, as dd", Look::Floor, |size| &size.native_image.plain_write),
+        ],
     };
-    for path in files {
-        let file = File::open(&path)?;
-        if file.metadata()?.size() > 0 {
-            file.sync_all()?;
-            rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).with_context(|| format!("cannot forget {}", path.display()))?;
-        }
+    let text = format!(
+        "From the beginning of the capture until the image is durable and the service has ended. *Plain write* is what writing as many \
+         bytes to a file of the same file system and `fsync` take, as `dd conv=fsync` does, each time right behind the \
+         checkpoint.\n\n{}",
+        table(head, &rows)
+    );
+    let ratio = by_size(sizes, |size| times(&size.native_image.took, &size.native_image.plain_write));
+    let short = ratio.map(|ratio| format!("A checkpoint takes as many times as long as writing as many bytes: {ratio}."));
+    Section { title: "Checkpoints", short: short.into_iter().collect(), text, plots: vec![plot] }
+}
+
+/// What the times of this part mean.
+pub(super) fn method() -> String {
+    format!(
+        "The service is `examples/web-server` with so many MiB of warmed-up state in memory and a SQLite database, to which a restored life \
+         reconnects before it answers. *Native* executes the image; *CRIU* is `crac restore` of an image that CRIU took of the same \
+         service. *Start without an image* warms the state up. *Floor* is a static program that binds, answers, and does nothing else. \
+         Times run from the start of the process to the first answer with 200 (asked for every 50 µs, the first time after half of what the \
+         fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of the state.\n\n\
+         In turn: a start and a checkpoint by each engine, one restore by each that is not counted, then floor, native, CRIU, floor, \
+         native ..., then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; how much was then fetched \
+         from the disk is checked); and again from the beginning. CRIU's cache of kernel features is warm. A start that is not answered \
+         within a minute, or a refused checkpoint, is counted as failed."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn runs(ms: u64) -> Runs {
+        let mut runs = Runs::default();
+        runs.add(Duration::from_millis(ms));
+        runs
     }
-    Ok(())
+
+    fn way(ms: u64) -> Way {
+        Way { first: runs(ms), hundredth: runs(ms + 1), all: runs(ms + 2), failed: 0 }
+    }
+
+    fn size(mib: usize, native: u64, criu: u64) -> Size {
+        let native_image = Taken { took: runs(30), bytes: 3 << 20, plain_write: runs(10), failed: 0 };
+        let floor = Way { hundredth: Runs::default(), all: Runs::default(), ..way(1) };
+        Size { mib, floor, native: way(native), criu: Way { failed: 1, ..way(criu) }, native_image, ..Size::default() }
+    }
+
+    #[test]
+    fn ratios_are_to_the_native_engine_and_failures_are_told() {
+        let [first, hundredth, last, images] = <[Section; 4]>::try_from(sections(&[size(16, 2, 100)])).unwrap();
+        assert!(first.text.contains("| 16 | CRIU | 1 | 1 | 100 | 100 | 100 | 50.0 |"), "{}", first.text);
+        assert!(first.text.contains("| 16 | floor | 1 | 0 | 1.00 | 1.00 | 1.00 | 0.50 |"), "{}", first.text);
+        assert!(!first.text.contains("page cache cold"), "{}", first.text);
+        assert!(hundredth.text.contains("| 16 | native | 1 | 0 | 3.00 |") && !hundredth.text.contains("floor"));
+        assert!(last.text.contains("| 16 | CRIU | 1 | 1 | 102 |"), "{}", last.text);
+        assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);
+    }
+
+    #[test]
+    fn aims_are_judged_by_what_was_measured() {
+        let said = against_criu(&[size(16, 2, 100), size(1024, 2, 400)]).unwrap();
+        assert!(said.contains("50.0 with 16 MiB and 200 with 1024 MiB"), "{said}");
+        assert!(said.contains("10 with 16 MiB: reached, 300 with 1024 MiB: missed"), "{said}");
+        assert_eq!(against_criu(&[Size { criu: Way::default(), ..size(16, 2, 1) }]), None);
+    }
 }
