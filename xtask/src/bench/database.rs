@@ -47,7 +47,7 @@ pub(super) fn database(plan: &Plan) -> Result<Vec<Section>> {
     let mut native = Images::new(plan, service(), None);
     let mut by_criu = plan.criu.as_deref().map(|criu| Images::new(plan, service(), Some(criu)));
     for _ in 0..rounds.blocks {
-        // A start without an image and with SQLite is measured elsewhere.
+        // A cold start with SQLite is measured elsewhere.
         sqlite.take(&mut Way::default())?;
         native.take(&mut measured.cold)?;
         let mut criu = None;
@@ -91,7 +91,7 @@ fn section(measured: &Measured) -> Section {
         ("native, SQLite", &sqlite.first, sqlite.failed),
         ("native, PostgreSQL", &native.first, native.failed),
         ("CRIU, PostgreSQL", &criu.first, criu.failed),
-        ("start without an image, PostgreSQL", &cold.first, cold.failed),
+        ("cold start, PostgreSQL", &cold.first, cold.failed),
         ("connecting alone, new process", connect, 0),
         ("connecting alone, once more", connect_again, 0),
     ];

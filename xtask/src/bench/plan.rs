@@ -45,7 +45,7 @@ pub(super) struct Plan {
     left_out: RefCell<Vec<String>>,
 }
 
-/// How often things are done at one size. A block is one start without an image, one checkpoint, restores from that image with the
+/// How often things are done at one size. A block is one cold start, one checkpoint, restores from that image with the
 /// page cache warm, and one restore with it cold, each by each engine; so what is compared is measured close together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rounds {
@@ -60,7 +60,7 @@ impl Rounds {
     pub(super) fn of(mib: usize) -> Self {
         match mib {
             ..=256 => Self { blocks: 5, native: 4, criu: 2 },
-            ..=1024 => Self { blocks: 3, native: 4, criu: 1 },
+            257..=1024 => Self { blocks: 3, native: 4, criu: 1 },
             _ => Self { blocks: 2, native: 4, criu: 1 },
         }
     }

@@ -211,7 +211,7 @@ impl Axis {
 fn shown(ms: f64) -> String {
     match ms {
         ..0.999 => format!("{:.0} µs", ms * 1e3),
-        ..999.0 => format!("{ms:.0} ms"),
+        0.999..999.0 => format!("{ms:.0} ms"),
         _ => format!("{:.0} s", ms / 1e3),
     }
 }

@@ -1,4 +1,4 @@
-//! Restore by either engine, against starts without an image and against the floor; and the checkpoints before them.
+//! Restore by either engine, against cold starts and against the floor; and the checkpoints before them.
 
 use anyhow::{Result, ensure};
 
@@ -111,7 +111,7 @@ impl Size {
             ("CRIU", &self.criu),
             ("native, page cache cold", &self.native_uncached),
             ("CRIU, page cache cold", &self.criu_uncached),
-            ("start without an image", &self.cold_start),
+            ("cold start", &self.cold_start),
         ]
     }
 }
@@ -160,7 +160,7 @@ fn plot(sizes: &[Size], runs: impl Fn(&Way) -> &Runs) -> Plot {
     let all = vec![
         series("CRIU", Look::Criu, |size| &size.criu),
         series("CRIU, page cache cold", Look::Criu, |size| &size.criu_uncached).dashed(),
-        series("start without an image", Look::Cold, |size| &size.cold_start),
+        series("cold start", Look::Cold, |size| &size.cold_start),
         series("native", Look::Native, |size| &size.native),
         series("native, page cache cold", Look::Native, |size| &size.native_uncached).dashed(),
         series("floor", Look::Floor, |size| &size.floor),
@@ -195,7 +195,7 @@ fn against_the_rest(sizes: &[Size]) -> Option<String> {
     let cold = by_size(sizes, |size| times(&size.cold_start.first, &size.native.first))?;
     let floor = by_size(sizes, |size| times(&size.native.first, &size.floor.first))?;
     Some(format!(
-        "A start without an image takes as many times as long as a restore by the native engine: {cold}. Such a restore takes as many \
+        "A cold start takes as many times as long as a restore by the native engine: {cold}. Such a restore takes as many \
          times as long as the floor: {floor}."
     ))
 }
@@ -261,7 +261,7 @@ pub(super) fn method() -> String {
     format!(
         "The service is `examples/web-server` with so many MiB of warmed-up state in memory and a SQLite database, to which a restored life \
          reconnects before it answers. *Native* executes the image; *CRIU* is `crac restore` of an image that CRIU took of the same \
-         service. *Start without an image* warms the state up. *Floor* is a static program that binds, answers, and does nothing else. \
+         service. *Cold start* is the service without an image: it warms the state up. *Floor* is a static program that binds, answers, and does nothing else. \
          Times run from the start of the process to the first answer with 200 (asked for every 50 µs, the first time after half of what the \
          fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of the state.\n\n\
          In turn: a start and a checkpoint by each engine, one restore by each that is not counted, then floor, native, CRIU, floor, \

@@ -53,7 +53,7 @@ pub(super) fn times(runs: &Runs, of: &Runs) -> Option<f64> {
 pub(super) fn number(number: f64) -> String {
     let digits = match number.abs() {
         ..9.995 => 2,
-        ..99.95 => 1,
+        9.995..99.95 => 1,
         _ => 0,
     };
     format!("{number:.digits$}")

@@ -186,7 +186,7 @@ impl Images {
         self.lab.file("service.crac")
     }
 
-    /// Starts the service without an image, which is counted in `cold`, and takes one in place of the last.
+    /// Starts the service cold, which is counted in `cold`, and takes one in place of the last.
     ///
     /// # Errors
     ///

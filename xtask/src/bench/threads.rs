@@ -68,7 +68,7 @@ fn measure(plan: &Plan, threads: usize) -> Result<Count> {
 
 impl Count {
     fn ways(&self) -> [(&'static str, &Way); 4] {
-        [("floor", &self.floor), ("native", &self.native), ("CRIU", &self.criu), ("start without an image", &self.cold)]
+        [("floor", &self.floor), ("native", &self.native), ("CRIU", &self.criu), ("cold start", &self.cold)]
     }
 }
 
@@ -90,7 +90,7 @@ fn section(counts: &[Count]) -> Section {
         series: vec![
             series("CRIU", Look::Criu, |count| &count.criu),
             series("native", Look::Native, |count| &count.native),
-            series("start without an image", Look::Cold, |count| &count.cold),
+            series("cold start", Look::Cold, |count| &count.cold),
             series("floor", Look::Floor, |count| &count.floor),
         ],
     };
