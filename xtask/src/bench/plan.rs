@@ -14,13 +14,16 @@ use crac_testing::{
     programs::{program, take_from},
 };
 
-use super::scratch::Scratch;
+use super::scratch::{Scratch, is_in_memory};
 use crate::{criu, shell, test, workspace};
 
 /// From nothing, on a small machine.
 const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// Set where the kernel-feature cache of CRIU has a place to be.
 const INSIDE: &str = "CRAC_BENCH_INSIDE";
+/// Not `sh`, which cannot close descriptors above 9. They are of files outside of the namespace, where CRIU does not find them.
+const ENTER: &str = "mount -t tmpfs crac-bench /run && \
+     for file in /proc/$$/fd/*; do fd=${file##*/}; if [ $fd -gt 2 ]; then eval \"exec $fd>&-\"; fi; done; exec \"$@\"";
 const MIB: u64 = 1 << 20;
 /// What services, page tables and drafts of images take besides what is counted.
 const SLACK_MIB: u64 = 1024;
@@ -67,8 +70,8 @@ impl Rounds {
 }
 
 impl Plan {
-    /// Builds everything and finds CRIU. Enters a mount namespace in which `/run` can keep CRIU's cache of kernel features, which it
-    /// keeps nowhere but there.
+    /// Builds everything and finds CRIU. Where `/run` is on a disk, it enters a mount namespace in which it is not: CRIU keeps its cache
+    /// of kernel features nowhere else.
     pub(super) fn new(quick: bool) -> Result<Self> {
         let is_inside = std::env::var_os(INSIDE).is_some();
         if !is_inside {
@@ -76,10 +79,10 @@ impl Plan {
         }
         take_from(&workspace::metadata()?.target_directory.join("release"));
         let criu = match criu::set_up(&program("crac")) {
-            Ok(_) if !is_inside => {
+            Ok(_) if !is_inside && !is_in_memory(Path::new("/run")) => {
                 let mut inside = Command::new("unshare");
-                inside.args(["--mount", "sh", "-c", "mount -t tmpfs crac-bench /run && exec \"$0\" \"$@\""]);
-                let error = inside.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
+                inside.args(["--mount", "bash", "-c", ENTER, "bash"]).arg(std::env::current_exe()?);
+                let error = inside.args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
                 return Err(error).context("cannot run unshare(1)");
             }
             found => found,

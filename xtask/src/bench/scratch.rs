@@ -64,12 +64,17 @@ impl Scratch {
 
 fn place() -> Result<PathBuf> {
     let usual = std::env::temp_dir();
-    if rustix::fs::statfs(&usual).is_ok_and(|facts| facts.f_type != TMPFS_MAGIC) {
+    if !is_in_memory(&usual) {
         return Ok(usual);
     }
     let beside = workspace::metadata()?.target_directory.join("bench");
     fs::create_dir_all(&beside)?;
     Ok(beside)
+}
+
+/// Whether files in `directory` are on no disk.
+pub(super) fn is_in_memory(directory: &Path) -> bool {
+    rustix::fs::statfs(directory).is_ok_and(|facts| facts.f_type == TMPFS_MAGIC)
 }
 
 /// The kind of the last mount of the longest mount point above `path`, in the text of `/proc/self/mountinfo`.
