@@ -1,7 +1,9 @@
 //! Many lives of one image at once: how soon all of them answer, and what each takes for itself.
 
 use std::{
-    path::{Path, PathBuf},
+    net::SocketAddr,
+    path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -48,12 +50,17 @@ pub(super) fn clones(plan: &Plan) -> Result<Vec<Section>> {
     for mib in plan.sizes(&SIZES, &QUICK_SIZES)? {
         plan.say(&format!("{count} clones with {mib} MiB"));
         let lab = plan.lab();
-        let image = take(&lab, mib)?;
+        let program = Program::pause(mib, 0);
+        let image = take(&lab, &program)?;
         let (mut floor, mut native) = (Crowd::default(), Crowd::default());
         for round in 0..=plan.either(ROUNDS, QUICK_ROUNDS) {
             let is_counted = round > 0;
-            floor.gather(count, is_counted, || start(&lab, &plan.floor, &[]))?;
-            native.gather(count, is_counted, || start(&lab, &image, &["--", "--listen"]))?;
+            floor.gather(count, is_counted, |addr| {
+                let mut command = lab.command(&plan.floor);
+                command.arg(addr.to_string());
+                command
+            })?;
+            native.gather(count, is_counted, |addr| program.again(lab.command(&image), addr))?;
         }
         crowds.push((mib, floor, native));
     }
@@ -61,9 +68,14 @@ pub(super) fn clones(plan: &Plan) -> Result<Vec<Section>> {
 }
 
 impl Crowd {
-    fn gather(&mut self, count: usize, is_counted: bool, start: impl Fn() -> Service) -> Result<()> {
+    fn gather(&mut self, count: usize, is_counted: bool, start: impl Fn(SocketAddr) -> Command) -> Result<()> {
         let begun = Instant::now();
-        let mut all: Vec<Service> = (0..count).map(|_| start()).collect();
+        let mut all: Vec<Service> = (0..count)
+            .map(|_| {
+                let addr = free_addr();
+                Service::start(start(addr), addr)
+            })
+            .collect();
         let started = begun.elapsed();
         for one in &mut all {
             while !http::exchange(one.addr, "GET", "/", "").is_ok_and(|answer| answer.status == 200) {
@@ -92,20 +104,12 @@ fn kib(all: &[Service], names: &[&str]) -> Result<Spread> {
     all.iter().map(of_one).collect()
 }
 
-fn take(lab: &Lab, mib: usize) -> Result<PathBuf> {
+fn take(lab: &Lab, program: &Program) -> Result<PathBuf> {
     let (image, addr) = (lab.file("clones.crac"), free_addr());
-    let (mut service, _) = Service::timed(Program::pause(mib, 0).command(lab, addr), addr, "/");
+    let (mut service, _) = Service::timed(program.command(lab, addr), addr, "/");
     lab.crac_ok(["checkpoint".as_ref(), service.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
-    ensure!(service.wait().success(), "the checkpoint of {mib} MiB failed:\n{}", service.output());
+    ensure!(service.wait().success(), "the checkpoint failed:\n{}", service.output());
     Ok(image)
-}
-
-/// Starts `program` with `arguments` and an address behind them.
-fn start(lab: &Lab, program: &Path, arguments: &[&str]) -> Service {
-    let addr = free_addr();
-    let mut command = lab.command(program);
-    command.args(arguments).arg(addr.to_string());
-    Service::start(command, addr)
 }
 
 fn section(count: usize, crowds: &[(usize, Crowd, Crowd)]) -> Section {

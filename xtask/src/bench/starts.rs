@@ -58,6 +58,12 @@ impl Program {
         command.args(["--listen", &addr.to_string()]).args(&self.arguments);
         command
     }
+
+    /// `restore` with the arguments of another life: the same, as in a unit file, but elsewhere.
+    pub(super) fn again(&self, mut restore: Command, addr: SocketAddr) -> Command {
+        restore.args(["--", "--listen", &addr.to_string()]).args(&self.arguments);
+        restore
+    }
 }
 
 /// One way to start a service, over several runs: times from the start of the process.
@@ -223,14 +229,13 @@ impl Images {
     /// Starts a life from the last image, times it as `so_far`, and ends it.
     pub(super) fn restore(&self, so_far: &Way) -> Result<Timed, String> {
         let addr = free_addr();
-        let listen = ["--", "--listen", &addr.to_string()];
         let Some(criu) = &self.criu else {
-            let mut command = self.lab.command(self.path());
-            command.args(listen);
+            let command = self.program.again(self.lab.command(self.path()), addr);
             return Ok(time(so_far, command, addr, self.asked())?.1);
         };
         let mut command = self.lab.command(program("crac"));
-        command.arg("restore").arg(self.path()).args(listen).env("CRAC_CRIU_PATH", criu);
+        command.arg("restore").arg(self.path()).env("CRAC_CRIU_PATH", criu);
+        let command = self.program.again(command, addr);
         let timed = time(so_far, command, addr, self.asked()).map(|(_, timed)| timed);
         // Its process id is needed again, and it ends a moment after the command that has restored it.
         wait_until("the process id is free", || (!Path::new(&format!("/proc/{}", self.pid)).exists()).then_some(()));
