@@ -191,11 +191,9 @@ fn section(sizes: &[Size]) -> Section {
         ],
     };
     let text = format!(
-        "`crac checkpoint --continue` against a bare `fork` of the same process, every page written to before each; {CLIENTS} clients ask          meanwhile, on a new connection each time, with {} ms in between.
-
-{}         What those clients saw, in milliseconds; *turned away* is 503 with `Retry-After`.
-
-{}",
+        "`crac checkpoint --continue` against a bare `fork` of the same process, every page written to before each; {CLIENTS} clients \
+         ask meanwhile, on a new connection each time, with {} ms in between.\n\n{}What those clients saw; *turned away* is 503 with \
+         `Retry-After`.\n\n{}",
         BETWEEN.as_millis(),
         table(["MiB", "what", "runs", "failed", "min, ms", "median, ms", "max, ms", "x fork"], &pauses),
         table(["MiB", "when", "answered", "turned away", "failed", "median, ms", "p99, ms", "max, ms"], &requests),

@@ -68,7 +68,7 @@ fn render(machine: &[String], is_quick: bool, took: Duration, left_out: &[String
     let sections: String = sections.iter().map(Section::markdown).collect();
     let text = format!(
         "{HEAD}{quick}## In short\n\nMedians, as in all ratios.\n\n{short}\n## Machine\n\n{machine}\n{left_out}## Method\n\n{GENERAL} \
-         The whole run took {minutes} minutes.\n\n{method}\n\n{sections}"
+         The run took {minutes} min.\n\n{method}\n\n{sections}"
     );
     text.trim_end().to_owned() + "\n"
 }
@@ -94,13 +94,9 @@ mod tests {
         let section = Section { title: "Threads", short: vec!["Fast.".into()], text: "| a |\n".into(), plots: Vec::new() };
         let machine = ["a machine".to_owned()];
         let text = render(&machine, false, Duration::from_secs(61), &["CRIU: it needs root".to_owned()], &[section]);
-        for part in [
-            "\n* Fast.\n",
-            "\n* a machine\n",
-            "Not measured:\n\n* CRIU: it needs root\n",
-            "took 2 minutes",
-            "## Threads\n\n| a |\n",
-        ] {
+        for part in
+            ["\n* Fast.\n", "\n* a machine\n", "Not measured:\n\n* CRIU: it needs root\n", "took 2 min", "## Threads\n\n| a |\n"]
+        {
             assert!(text.contains(part), "{part:?} is missing in {text}");
         }
         assert!(!text.contains("no figures") && !text.contains("\n\n\n"), "{text}");
