@@ -1,7 +1,7 @@
 //! What the continuous integration runs, step by step, on any machine.
 
 use crate::workspace::{self, Package};
-use crate::{deny, shell, test, tidy};
+use crate::{deny, msrv, shell, test, tidy};
 use anyhow::{Result, anyhow, bail};
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 type Step = (&'static str, fn() -> Result<()>);
 
 /// The quick ones first; the tests last, so that their closing lines are the last thing to be read.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("fmt", fmt),
     ("tidy", || tidy::run(tidy::Drawn::Check)),
     ("clippy", clippy),
     ("doc", doc),
     ("features", features),
     ("foreign", foreign),
+    ("msrv", msrv::run),
     ("deny", deny::run),
     ("loom", loom),
     ("package", package),

@@ -7,6 +7,7 @@ mod demo;
 mod deny;
 mod fuzz;
 mod measure;
+mod msrv;
 mod setup;
 mod shell;
 mod skips;
