@@ -9,7 +9,7 @@ use crate::{
     duration,
     exit::Exit,
     failure::Failure,
-    output,
+    output, outside,
     services::{self, Target},
 };
 
@@ -20,6 +20,10 @@ pub(crate) struct Args {
     /// The service, by process id or name.
     #[arg(value_name = "PID|NAME")]
     target: Target,
+
+    /// Rehearse `crac checkpoint --outside`: also look whether this command could save the service.
+    #[arg(long)]
+    outside: bool,
 
     /// How long it may take.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
@@ -33,8 +37,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let deadline = Instant::now() + args.timeout;
     let (endpoint, status) = services::find(&args.target)?;
-    let request = ControlRequest::Checkpoint { mode: Mode::Rehearse, image: None };
-    match checkpoint::follow(&endpoint, &request, deadline)?.into_last() {
+    let account = if args.outside {
+        outside::rehearse(&endpoint, deadline)?
+    } else {
+        checkpoint::follow(&endpoint, &ControlRequest::Checkpoint { mode: Mode::Rehearse, image: None }, deadline)?
+    };
+    match account.into_last() {
         Some(Last::Report(report)) => {
             if args.json {
                 output::json(&report);

@@ -21,7 +21,7 @@ use crate::{
     duration,
     exit::Exit,
     failure::Failure,
-    output,
+    output, outside,
     progress::Progress,
     sealed::{self, Envelope},
     services::{self, Endpoint, Target, unanswered},
@@ -48,6 +48,11 @@ pub(crate) struct Args {
     /// The service goes on: it stands still for a moment, and a copy of it writes the image.
     #[arg(long = "continue", conflicts_with = "becomes")]
     continues: bool,
+
+    /// This command has CRIU save the service, from outside: for a service without privileges, by root. The service uses the
+    /// engine `criu`.
+    #[arg(long, conflicts_with_all = ["becomes", "encrypt_to"])]
+    outside: bool,
 
     /// Encrypt the image to this age recipient (`age1...`), several if given again. It is in memory until it is encrypted; default
     /// name: NAME.crac.age.
@@ -83,8 +88,11 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         recipients => Some((Envelope::new(&image, recipients)?, in_memory()?)),
     };
     let written = plain.as_ref().map_or_else(|| image.clone(), |(_, plain)| sealed::path_of(plain));
-    let request = ControlRequest::Checkpoint { mode, image: Some(written) };
-    let account = follow(&endpoint, &request, deadline)?;
+    let account = if args.outside {
+        outside::checkpoint(&endpoint, mode, &image, deadline)?
+    } else {
+        follow(&endpoint, &ControlRequest::Checkpoint { mode, image: Some(written) }, deadline)?
+    };
     let mut outcome = conclude(&endpoint, &before, mode, image, account);
     if let (Some((envelope, plain)), Ending::Taken) = (plain, &outcome.ending) {
         let sealed = envelope.seal(&plain).map_err(|error| {
@@ -141,7 +149,7 @@ struct Durable {
 
 impl Account {
     /// Takes in one reply, `after` so long; whether it is the last one.
-    fn take(&mut self, reply: ControlReply, after: Duration) -> bool {
+    pub(crate) fn take(&mut self, reply: ControlReply, after: Duration) -> bool {
         match reply {
             ControlReply::Progress(RoundProgress::Capture) => self.down = Some(after),
             ControlReply::Progress(RoundProgress::Shut) => self.shut = Some(after),
@@ -157,6 +165,13 @@ impl Account {
         self.last.is_some()
     }
 
+    /// Notes what this command has done itself.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn durable(&mut self, bytes: u64, elapsed: Duration, frozen: Duration) {
+        let micros = |time: Duration| time.as_micros() as u64;
+        self.durable = Some(Durable { bytes, elapsed_us: micros(elapsed), frozen_us: micros(frozen) });
+    }
+
     /// The report, if it ended with one.
     pub(crate) fn into_last(self) -> Option<Last> {
         self.last
@@ -165,14 +180,25 @@ impl Account {
 
 /// Sends `request` and follows what is said about it.
 pub(crate) fn follow(endpoint: &Endpoint, request: &ControlRequest, deadline: Instant) -> Result<Account, Failure> {
+    let talk = Conversation::open(&endpoint.socket, request, deadline).map_err(|error| unanswered(endpoint, &error))?;
+    follow_on(endpoint, talk, |_, _, _| {})
+}
+
+/// Follows what is said in `talk`, whose request has been sent. `act` may do something about a reply, and talk, before the next is
+/// heard.
+pub(crate) fn follow_on(
+    endpoint: &Endpoint,
+    mut talk: Conversation,
+    mut act: impl FnMut(&ControlReply, &mut Conversation, &mut Account),
+) -> Result<Account, Failure> {
     let begun = Instant::now();
     let progress = Progress::new();
     let mut account = Account::default();
-    let mut talk = Conversation::open(&endpoint.socket, request, deadline).map_err(|error| unanswered(endpoint, &error))?;
     loop {
         match talk.next() {
             Ok(Some(reply)) => {
                 progress.show(&reply);
+                act(&reply, &mut talk, &mut account);
                 if account.take(reply, begun.elapsed()) {
                     return Ok(account);
                 }

@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,6 +15,7 @@ use crac_core::{
     control::{ControlReply, ControlRequest},
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use serde::Serialize;
 
 /// The longest reply line that is read, in bytes.
 const REPLY_BYTES_MAX: usize = 16 << 20;
@@ -48,12 +52,47 @@ impl Conversation {
     ///
     /// [`TalkError`]; the service has then not understood the request.
     pub(crate) fn open(socket: &Path, request: &ControlRequest, deadline: Instant) -> Result<Self, TalkError> {
-        let mut this = Self { stream: connect(socket, left(deadline)?)?, pending: Vec::new(), deadline };
-        let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
-        line.push(b'\n');
-        this.stream.set_write_timeout(Some(left(deadline)?))?;
-        this.stream.write_all(&line).map_err(timed_out)?;
+        let mut this = Self::connect(socket, deadline)?;
+        this.tell(request)?;
         Ok(this)
+    }
+
+    /// Connects to `socket`, and says nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TalkError`].
+    pub(crate) fn connect(socket: &Path, deadline: Instant) -> Result<Self, TalkError> {
+        Ok(Self { stream: connect(socket, left(deadline)?)?, pending: Vec::new(), deadline })
+    }
+
+    /// Says `words`, in one line.
+    ///
+    /// # Errors
+    ///
+    /// [`TalkError`]; they are then not understood.
+    pub(crate) fn tell(&mut self, words: &impl Serialize) -> Result<(), TalkError> {
+        let mut line = serde_json::to_vec(words).map_err(io::Error::from)?;
+        line.push(b'\n');
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write_all(&line).map_err(timed_out)
+    }
+
+    /// Process and user who serve the socket, by the kernel's word (unix(7), `SO_PEERCRED`).
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn peer(&self) -> io::Result<(u32, u32)> {
+        let peer = sockopt::socket_peercred(&self.stream)?;
+        Ok((peer.pid.as_raw_nonzero().get().unsigned_abs(), peer.uid.as_raw()))
+    }
+
+    /// The connection, for whoever looks whether there is something to hear.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Asks the service at `socket` what it is doing.

@@ -15,7 +15,10 @@ pub(crate) const CHECKPOINT_ON: &str = "CRAC_CHECKPOINT_ON";
 pub(crate) const ALL: &[(&str, &str)] = &[
     (RUN_DIR, "where control sockets are, for the service and for this command"),
     (XDG_RUNTIME_DIR, "control sockets are in its directory `crac` if the former is not set"),
-    (CRIU_PATH, "which CRIU restores images of the criu engine, rather than the one on PATH; the service reads it, too"),
+    (
+        CRIU_PATH,
+        "which CRIU restores images of the criu engine and saves from outside, rather than the one on PATH; the service reads it, too",
+    ),
     (IMAGE, "set for the service by `crac run`: where it puts its image"),
     (CHECKPOINT_ON, "set for the service by `crac run --checkpoint-on`: when it takes an image by itself"),
 ];

@@ -27,6 +27,11 @@ mod image;
 mod inspect;
 mod keygen;
 mod output;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod outside;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[path = "outside_elsewhere.rs"]
+mod outside;
 mod progress;
 mod ps;
 mod restore;

@@ -24,6 +24,7 @@ impl Progress {
         match reply {
             ControlReply::Progress(progress) => self.bar.set_message(words(progress)),
             ControlReply::Frozen { threads } => self.bar.set_message(format!("{threads} threads stopped")),
+            ControlReply::Ready(_) => self.bar.set_message("it stands still; CRIU saves it"),
             ControlReply::Planned { bytes } => {
                 self.bar.set_length(*bytes);
                 if let Ok(style) = ProgressStyle::with_template("{spinner} writing {bar:30} {bytes} of {total_bytes}") {

@@ -7,6 +7,16 @@
 //!                 ◄── {"is":"report",...}                                             or it goes on
 //! ```
 //!
+//! Whoever takes the snapshot itself ([`Outside`](crate::Outside)) asks the service to prepare, and says how it ended:
+//!
+//! ```text
+//! crac checkpoint ──► {"do":"prepare","mode":"exit","image":"/srv/orders.crac","limit_ms":600000}
+//!   --outside     ◄── {"is":"progress","at":"shut"} ...
+//!                 ◄── {"is":"ready","limit_ms":600000,"service":{..},"particulars":".."}   it stands still
+//!                 ──► {"say":"captured"}, {"say":"durable",..} or {"say":"failed",..}, or the connection ends
+//!                 ◄── {"is":"report",...}                                             unless it has ended with its image
+//! ```
+//!
 //! In `exit` and `become` mode the `durable` line is the last, written while every thread stands still; without it there is no
 //! image. In `continue` mode it comes some time after the door has opened again, and the report follows it. The socket is `PID.sock` in the [run directory](run_dir).
 
@@ -17,7 +27,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{context::Status, engine::Mode, report::Report, request::Denial, seams::RoundProgress};
+use crate::{context::Status, engine::Mode, outside::Ready, report::Report, request::Denial, seams::RoundProgress};
 
 /// What a client may ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +40,16 @@ pub enum ControlRequest {
         mode: Mode,
         /// Where the image goes; absolute. Without it, where the service was told to put images.
         image: Option<PathBuf>,
+    },
+    /// Everything up to the capture; then the service stands still until the client, who captures it, has said how it ended. With
+    /// [`Mode::Rehearse`] a check.
+    Prepare {
+        /// What becomes of the process.
+        mode: Mode,
+        /// Where the image goes; absolute. Without it, where the service was told to put images.
+        image: Option<PathBuf>,
+        /// How long the service shall stand still at most, in milliseconds. It has a limit of its own.
+        limit_ms: u64,
     },
     /// What the service is doing.
     Status,
@@ -66,6 +86,10 @@ pub enum ControlReply {
         /// Microseconds during which all threads stood still.
         frozen_us: u64,
     },
+    /// The service stands still and waits for the client's [`Word`](crate::Word).
+    Ready(Ready),
+    /// The service stands still no longer: nobody has said anything in time. What was captured since then is worth nothing.
+    Withdrawn,
     /// The round has ended, well or not, and the service goes on.
     Report(Box<Report>),
     /// The request was not admitted.

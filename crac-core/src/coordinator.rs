@@ -73,11 +73,13 @@ impl Coordinator {
     }
 
     fn admit(&self, request: &CheckpointRequest, recursive: bool, round: Option<&RoundData>) -> Admission {
+        let needs = self.shared.engine.needs();
         let standing = Standing {
             running: round.map(|round| (round.request.mode, &round.request.image)),
-            joinable: round.is_some_and(|round| !round.captured),
+            joinable: round.is_some_and(|round| !round.captured && round.request.outside.is_none()),
             degraded: matches!(self.state, State::Shut | State::Gone),
-            modes: self.shared.engine.needs().modes,
+            modes: needs.modes,
+            outside: needs.outside,
         };
         admit(request, recursive, standing)
     }
@@ -267,7 +269,8 @@ impl Coordinator {
         let mode = if rehearse { Mode::Rehearse } else { round.request.mode };
         let request = CaptureRequest::new(round.image.clone(), mode, round.metadata.clone(), &self.shared.policy)
             .own_descriptors(round.own_descriptors.clone())
-            .watch(Arc::new(round.watches.clone()));
+            .watch(Arc::new(round.watches.clone()))
+            .outside(round.request.outside.clone());
         round.took_before = round.begun.elapsed();
         let captured = catch_unwind(AssertUnwindSafe(|| self.shared.engine.capture(request)));
         match captured {

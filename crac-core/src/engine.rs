@@ -12,6 +12,7 @@ use crate::{
     lineage::{ImageId, InstanceId},
     listeners::Listeners,
     obstacle::Obstacle,
+    outside::Outside,
     policy::Policy,
 };
 
@@ -27,6 +28,8 @@ use crate::{
 /// * An error means that nothing has changed: the original runs on as before, no partial image is left at the target path.
 /// * All obstacles are found before anything is touched and are returned together ([`EngineError::Refused`]).
 /// * With [`Mode::Rehearse`] everything up to the plan is done and nothing is captured.
+/// * With [`CaptureRequest::outside`] it captures nothing itself: it says that the process is ready and stands still until the outside
+///   says how it ended. Only engines that say so ([`Needs::outside`]) are asked for that.
 /// * It does not call back into the coordinator. It may call [`CaptureRequest::watch`] at any time.
 pub trait Engine: Send + Sync + 'static {
     /// What the engine is and what it needs others to do for it.
@@ -56,6 +59,8 @@ pub struct Needs {
     pub keeps_sockets: bool,
     /// Whether memory with `MADV_DONTDUMP` is left out of images and comes back as zeros.
     pub leaves_out_undumpable: bool,
+    /// Whether the snapshot may also be taken from outside ([`CaptureRequest::outside`]).
+    pub outside: bool,
     /// The modes the engine offers.
     pub modes: &'static [Mode],
 }
@@ -63,7 +68,7 @@ pub struct Needs {
 impl Needs {
     /// The needs of an engine called `engine` that saves this process alone.
     pub const fn new(engine: &'static str, modes: &'static [Mode]) -> Self {
-        Self { engine, descriptors: true, keeps_sockets: false, leaves_out_undumpable: false, modes }
+        Self { engine, descriptors: true, keeps_sockets: false, leaves_out_undumpable: false, outside: false, modes }
     }
 
     /// Sets [`Needs::descriptors`].
@@ -77,6 +82,13 @@ impl Needs {
     #[must_use]
     pub const fn with_leaves_out_undumpable(mut self, leaves_out_undumpable: bool) -> Self {
         self.leaves_out_undumpable = leaves_out_undumpable;
+        self
+    }
+
+    /// Sets [`Needs::outside`].
+    #[must_use]
+    pub const fn with_outside(mut self, outside: bool) -> Self {
+        self.outside = outside;
         self
     }
 
@@ -140,12 +152,14 @@ pub struct CaptureRequest<'a> {
     pub own_descriptors: Vec<i32>,
     /// Who is told how far the capture is.
     pub watch: Arc<dyn CaptureWatch>,
+    /// Who takes the snapshot in the engine's place.
+    pub outside: Option<Arc<dyn Outside>>,
 }
 
 impl<'a> CaptureRequest<'a> {
     /// A request without own descriptors and without a watcher.
     pub fn new(image: PathBuf, mode: Mode, metadata: ImageMetadata, policy: &'a Policy) -> Self {
-        Self { image, mode, metadata, policy, own_descriptors: Vec::new(), watch: Arc::new(Unwatched) }
+        Self { image, mode, metadata, policy, own_descriptors: Vec::new(), watch: Arc::new(Unwatched), outside: None }
     }
 
     /// Sets [`CaptureRequest::own_descriptors`].
@@ -159,6 +173,13 @@ impl<'a> CaptureRequest<'a> {
     #[must_use]
     pub fn watch(mut self, watch: Arc<dyn CaptureWatch>) -> Self {
         self.watch = watch;
+        self
+    }
+
+    /// Sets [`CaptureRequest::outside`].
+    #[must_use]
+    pub fn outside(mut self, outside: Option<Arc<dyn Outside>>) -> Self {
+        self.outside = outside;
         self
     }
 }

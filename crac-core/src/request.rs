@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::{block_on::block_on_for, engine::Mode, report::Report, restore::RestoreContext, seams::RoundWatch};
+use crate::{block_on::block_on_for, engine::Mode, outside::Outside, report::Report, restore::RestoreContext, seams::RoundWatch};
 
 /// What is asked for.
 #[derive(Clone)]
@@ -23,12 +23,13 @@ pub struct CheckpointRequest {
     pub(crate) image: Option<PathBuf>,
     pub(crate) own_descriptors: Vec<i32>,
     pub(crate) watch: Option<Arc<dyn RoundWatch>>,
+    pub(crate) outside: Option<Arc<dyn Outside>>,
 }
 
 impl CheckpointRequest {
     /// A checkpoint in `mode` into the context's image path.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, image: None, own_descriptors: Vec::new(), watch: None }
+        Self { mode, image: None, own_descriptors: Vec::new(), watch: None, outside: None }
     }
 
     /// Sets the image's path, relative to the working directory of the service.
@@ -47,6 +48,13 @@ impl CheckpointRequest {
     /// Sets who is told about the progress.
     pub fn watch(mut self, watch: Arc<dyn RoundWatch>) -> Self {
         self.watch = Some(watch);
+        self
+    }
+
+    /// Has `outside` take the snapshot: everything is prepared as usual, then the process stands still until the outside says how
+    /// it ended. Such a request joins no other, and none joins it.
+    pub fn outside(mut self, outside: Arc<dyn Outside>) -> Self {
+        self.outside = Some(outside);
         self
     }
 }
@@ -107,6 +115,11 @@ pub enum Denial {
     /// The engine does not offer the mode.
     #[error("this engine does not offer that mode; `crac doctor` lists what it does")]
     Unsupported,
+    /// The engine takes images itself, and leaves that to nobody outside.
+    #[error(
+        "this engine takes its images from inside; ask for one without `--outside`, or start the service with CRAC_ENGINE=criu"
+    )]
+    Inside,
     /// A restored life that did not come back whole keeps its door shut.
     #[error("this life did not come back whole and stays shut; restart the service")]
     Degraded,
@@ -128,12 +141,15 @@ pub(crate) enum Admission {
 pub(crate) struct Standing<'a> {
     /// The round under way: its mode and image.
     pub(crate) running: Option<(Mode, &'a Option<PathBuf>)>,
-    /// Whether that round has not captured yet: who joins later would be told of an image that is older than the request.
+    /// Whether that round has not captured yet, and captures by itself: who joins later would be told of an image that is older
+    /// than the request, and the outside takes one image for one who asks.
     pub(crate) joinable: bool,
     /// Whether the life is degraded.
     pub(crate) degraded: bool,
     /// What the engine offers.
     pub(crate) modes: &'a [Mode],
+    /// Whether the engine leaves the snapshot to somebody outside.
+    pub(crate) outside: bool,
 }
 
 /// Decides about `request`, which may come from inside a hook (`recursive`).
@@ -147,9 +163,13 @@ pub(crate) fn admit(request: &CheckpointRequest, recursive: bool, standing: Stan
     if !standing.modes.contains(&request.mode) {
         return Admission::Deny(Denial::Unsupported);
     }
+    if request.outside.is_some() && !standing.outside {
+        return Admission::Deny(Denial::Inside);
+    }
+    let joinable = standing.joinable && request.outside.is_none();
     match standing.running {
         None => Admission::Accept,
-        Some((mode, image)) if standing.joinable && mode == request.mode && *image == request.image => Admission::Join,
+        Some((mode, image)) if joinable && mode == request.mode && *image == request.image => Admission::Join,
         Some(_) => Admission::Deny(Denial::Busy),
     }
 }
@@ -192,7 +212,7 @@ mod tests {
     const MODES: &[Mode] = &[Mode::Exit, Mode::Rehearse];
 
     fn standing(running: Option<(Mode, &Option<PathBuf>)>) -> Standing<'_> {
-        Standing { running, joinable: true, degraded: false, modes: MODES }
+        Standing { running, joinable: true, degraded: false, modes: MODES, outside: false }
     }
 
     #[test]
@@ -215,6 +235,34 @@ mod tests {
         let here = Some(PathBuf::from("/a"));
         let standing = Standing { joinable: false, ..standing(Some((Mode::Exit, &here))) };
         assert_eq!(admit(&CheckpointRequest::new(Mode::Exit).image("/a"), false, standing), Admission::Deny(Denial::Busy));
+    }
+
+    struct Nobody;
+
+    impl Outside for Nobody {
+        fn limit(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn ready(&self, _: &crate::Ready) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn hear(&self, _: std::time::Instant) -> crate::Heard {
+            crate::Heard::Gone
+        }
+
+        fn withdraw(&self) {}
+    }
+
+    #[test]
+    fn an_image_from_outside_is_for_one_who_asks_and_not_of_every_engine() {
+        let request = CheckpointRequest::new(Mode::Exit).image("/a").outside(Arc::new(Nobody));
+        assert_eq!(admit(&request, false, standing(None)), Admission::Deny(Denial::Inside));
+        let here = Some(PathBuf::from("/a"));
+        let offers = |running| Standing { outside: true, ..standing(running) };
+        assert_eq!(admit(&request, false, offers(None)), Admission::Accept);
+        assert_eq!(admit(&request, false, offers(Some((Mode::Exit, &here)))), Admission::Deny(Denial::Busy));
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::{
     ffi::OsString,
     fmt,
     sync::{Mutex, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     engine::{CaptureProgress, CaptureReport, CaptureRequest, Captured, Engine, EngineError, Mode, Needs, Restoration, Underway},
     lineage::InstanceId,
     lock,
+    outside::{Heard, Outside, Ready},
     seams::{Host, NoHost},
 };
 
@@ -46,7 +47,8 @@ pub enum SimScript {
 /// The engine of tests, of `cargo test` on any system, and of platforms without another one.
 ///
 /// [`Mode::Exit`] and [`Mode::Become`] return as a restored life, [`Mode::Continue`] and [`Mode::Rehearse`] in the original,
-/// unless a [`SimScript`] says otherwise. Nothing is written and the process never ends.
+/// unless a [`SimScript`] says otherwise. Nothing is written and the process never ends. Where a request leaves the snapshot to
+/// somebody outside, it stands still before, as other engines do.
 #[derive(Default)]
 pub struct SimEngine {
     script: Mutex<VecDeque<SimScript>>,
@@ -66,7 +68,7 @@ impl SimEngine {
 
 impl Engine for SimEngine {
     fn needs(&self) -> Needs {
-        Needs::new("sim", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse]).with_descriptors(false)
+        Needs::new("sim", &[Mode::Exit, Mode::Become, Mode::Continue, Mode::Rehearse]).with_descriptors(false).with_outside(true)
     }
 
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
@@ -85,6 +87,9 @@ impl Engine for SimEngine {
             }
         });
         request.watch.reached(CaptureProgress::Planned { bytes: 0 });
+        if let Some(outside) = request.outside.as_deref().filter(|_| request.mode != Mode::Rehearse) {
+            stand(outside, &request)?;
+        }
         match scripted {
             SimScript::Original => Ok(Captured::Original(CaptureReport::default())),
             SimScript::Underway { until, ends } => Ok(Captured::Underway(Box::new(Beside { until, ends: Some(ends) }))),
@@ -99,6 +104,17 @@ impl Engine for SimEngine {
             SimScript::Panic => panic!("the script of the sim engine asks for a panic"),
         }
     }
+}
+
+/// Stands still until the outside has said something good.
+fn stand(outside: &dyn Outside, request: &CaptureRequest<'_>) -> Result<(), EngineError> {
+    let limit = outside.limit();
+    let deadline = Instant::now() + limit;
+    let heard = match outside.ready(&Ready::new(limit, request.metadata.clone(), String::new())) {
+        Ok(()) => outside.hear(deadline),
+        Err(_) => Heard::Gone,
+    };
+    heard.good(outside, limit).map(drop)
 }
 
 /// A capture that goes on.

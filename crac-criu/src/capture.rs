@@ -30,24 +30,36 @@ use crate::{
     holdings::Holdings,
     image::{Draft, Executable, Manifest},
     program::{Criu, CriuError},
+    restore::missing_privileges,
     rpc::{CgroupMode, Kind, NetworkLock, Options, Request, Response},
+    stand,
     wiped::Wiped,
     worker,
 };
 
-const LOG: &str = "dump.log";
-const DUMP: &str = "finish the dump";
+pub(crate) const LOG: &str = "dump.log";
+pub(crate) const DUMP: &str = "finish the dump";
 /// How long stopping all threads may take, in seconds; CRIU gives up then.
 const FREEZE_MAX_S: u32 = 10;
 /// What the processor of the restore must have: registers and instructions.
 pub(crate) const CPU_CHECKS: u32 = 1 | 4;
 /// The guard's own work behind CRIU's: making gigabytes durable.
-const PUBLISH_MAX: Duration = Duration::from_secs(5 * 60);
+pub(crate) const PUBLISH_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// What a service without privileges is told.
+const ASK_OUTSIDE: &str =
+    "start the service as root or with these capabilities, or have root save it from outside: `crac checkpoint --outside`";
 
 /// The clocks at the capture, kept in the memory that is captured.
-struct Clocks {
+pub(crate) struct Clocks {
     wall: Duration,
     monotonic: Duration,
+}
+
+impl Clocks {
+    pub(crate) fn now() -> Self {
+        Self { wall: process::clock(REALTIME).unwrap_or_default(), monotonic: process::clock(MONOTONIC).unwrap_or_default() }
+    }
 }
 
 pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Result<Captured, EngineError> {
@@ -67,9 +79,15 @@ pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Resu
             hint: "hint: start the service in a session of its own, with `setsid --wait`".into(),
         });
     }
+    if let Some(outside) = &request.outside {
+        return stand::stand(engine, request, holdings, outside, begun);
+    }
     let criu = Criu::find(engine.program.as_deref()).map_err(failed)?;
     if request.mode == Mode::Rehearse {
         criu.version().map_err(failed)?;
+        if let Some(what) = missing_privileges() {
+            return Err(EngineError::Failed { what, hint: format!("hint: {ASK_OUTSIDE}") });
+        }
         return Ok(Captured::Original(report(0, vec![stage("look", begun.elapsed())])));
     }
     // Reading the program takes its time, which is not CRIU's.
@@ -77,11 +95,19 @@ pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Resu
         what: format!("cannot capture: reading the program's file: {error}"),
         hint: "hint: mount /proc".into(),
     })?;
-    let draft = Draft::new(&request.image, request.metadata.image_id).map_err(|source| EngineError::Write {
+    let unwritable = |source| EngineError::Write {
         path: request.image.clone(),
         source,
         hint: "hint: images need a directory that exists and may be written to".into(),
-    })?;
+    };
+    let draft = Draft::new(&request.image, request.metadata.image_id).map_err(unwritable)?;
+    let handover = match draft.make_handover() {
+        Ok(handover) => handover,
+        Err(error) => {
+            draft.discard();
+            return Err(unwritable(error));
+        }
+    };
     let end = End {
         criu,
         image: request.image.clone(),
@@ -94,16 +120,16 @@ pub(crate) fn capture(engine: &CriuEngine, request: &CaptureRequest<'_>) -> Resu
         tether: None,
         is_exit: request.mode == Mode::Exit,
     };
-    dump(request, holdings, end)
+    dump(request, holdings, &handover, end)
 }
 
 /// Has CRIU dump this process. Goes on in two lives.
-fn dump(request: &CaptureRequest<'_>, holdings: Holdings, mut end: End) -> Result<Captured, EngineError> {
+fn dump(request: &CaptureRequest<'_>, holdings: Holdings, handover: &File, mut end: End) -> Result<Captured, EngineError> {
     let is_exit = end.is_exit;
     let Some(draft) = &end.draft else { unreachable!("it was made with one") };
     let publish = Publish { from: c_path(&draft.aside)?, to: c_path(&request.image)?, parent: c_path(&draft.parent)? };
     let pid = process::pid();
-    let orders = Orders { deadline: end.deadline, publish: Some(publish), resume: is_exit.then_some(pid) };
+    let orders = Orders { deadline: end.deadline, publish: Some(publish), told: None, resume: is_exit.then_some(pid) };
     let (mut conversation, mut tether) = worker::start_guarded(&end.criu, orders).map_err(failed)?;
     let version = end.criu.greet_within(&mut conversation, end.deadline).map_err(|error| match error {
         // The guard may have been first to lose patience.
@@ -112,12 +138,8 @@ fn dump(request: &CaptureRequest<'_>, holdings: Holdings, mut end: End) -> Resul
     })?;
     describe(request, &holdings, draft, version)?;
     let order = order(request, holdings, draft, is_exit)?;
-    let wiped = Wiped::look().map_err(|error| EngineError::Failed {
-        what: format!("cannot capture: reading /proc/self/smaps: {error}"),
-        hint: "hint: mount /proc".into(),
-    })?;
-    let clocks =
-        Clocks { wall: process::clock(REALTIME).unwrap_or_default(), monotonic: process::clock(MONOTONIC).unwrap_or_default() };
+    let wiped = look_for_wiped()?;
+    let clocks = Clocks::now();
     end.ordered = Instant::now();
     // A CRIU that has ended cannot be told; the tether says how it ended.
     let _ = conversation.tell(&order);
@@ -125,7 +147,7 @@ fn dump(request: &CaptureRequest<'_>, holdings: Holdings, mut end: End) -> Resul
     // The guard kills CRIU at the deadline, and tells so.
     let deadline = end.begun + end.deadline + PUBLISH_MAX;
     let heard = worker::readable(&[conversation.descriptor(), tether.descriptor()], deadline);
-    if let Some(handover) = handed_over(&draft.handover) {
+    if let Some(handover) = handed_over(handover) {
         // First of all: another thread may draw from it.
         wiped.wipe();
         end.leave_alone();
@@ -153,6 +175,14 @@ fn dump(request: &CaptureRequest<'_>, holdings: Holdings, mut end: End) -> Resul
     Ok(Captured::Original(report))
 }
 
+/// Memory that is wiped in a restored life.
+pub(crate) fn look_for_wiped() -> Result<Wiped, EngineError> {
+    Wiped::look().map_err(|error| EngineError::Failed {
+        what: format!("cannot capture: reading /proc/self/smaps: {error}"),
+        hint: "hint: mount /proc".into(),
+    })
+}
+
 fn describe(request: &CaptureRequest<'_>, holdings: &Holdings, draft: &Draft, version: String) -> Result<(), EngineError> {
     let written = Manifest::of_this(request.metadata.clone(), version).and_then(|mut manifest| {
         manifest.streams = holdings.streams.clone();
@@ -170,31 +200,39 @@ fn describe(request: &CaptureRequest<'_>, holdings: &Holdings, draft: &Draft, ve
 
 /// The order to CRIU.
 fn order(request: &CaptureRequest<'_>, holdings: Holdings, draft: &Draft, is_exit: bool) -> Result<Request, EngineError> {
-    let images_dir = draft.aside.to_str().map(str::to_owned).ok_or_else(|| EngineError::Write {
+    let order = dump_order(process::pid(), draft, holdings.external, holdings.tcp_close, is_exit);
+    order.ok_or_else(|| EngineError::Write {
         path: request.image.clone(),
         source: io::ErrorKind::InvalidFilename.into(),
-        hint: "hint: CRIU takes paths of UTF-8 text alone; choose another name".into(),
-    })?;
+        hint: format!("hint: {NOT_TEXT}"),
+    })
+}
+
+pub(crate) const NOT_TEXT: &str = "CRIU takes paths of UTF-8 text alone; choose another name";
+
+/// The order to dump the process `pid` into `draft`; nothing if its path is no text.
+pub(crate) fn dump_order(pid: i32, draft: &Draft, external: Vec<String>, tcp_close: bool, is_exit: bool) -> Option<Request> {
+    let images_dir = draft.aside.to_str().map(str::to_owned)?;
     let mut order = Request::new(Kind::Dump);
     order.options = Some(Options {
         // By name: a descriptor of the directory would be captured, too, and looked for at the restore.
         images_dir: Some(images_dir),
         log_file: Some(LOG.to_owned()),
         log_level: Some(2),
-        pid: Some(process::pid()),
+        pid: Some(pid),
         leave_running: (!is_exit).then_some(true),
         leave_stopped: is_exit.then_some(true),
-        external: holdings.external,
-        tcp_close: holdings.tcp_close.then_some(true),
+        external,
+        tcp_close: tcp_close.then_some(true),
         cpu_cap: Some(CPU_CHECKS),
         timeout: Some(FREEZE_MAX_S),
         ..common_options()
     });
-    Ok(order)
+    Some(order)
 }
 
 /// The first steps of a restored life.
-fn come_back(request: &CaptureRequest<'_>, handover: Handover, clocks: &Clocks) -> Restoration {
+pub(crate) fn come_back(request: &CaptureRequest<'_>, handover: Handover, clocks: &Clocks) -> Restoration {
     for number in &request.own_descriptors {
         // SAFETY: in this life it is a dead socket. The round it belonged to is over, and its owner forgets the number: that is
         // what the contract says about descriptors of the round itself.
@@ -270,7 +308,13 @@ impl End {
             (None, Ended::Badly(status)) if log.is_empty() => {
                 self.criu.nonsense(format!("ended with wait status {status:#x} without a word"))
             }
-            _ => Criu::failure("dump the process", &log, answer.and_then(|answer| answer.message.as_deref())),
+            _ => {
+                let failure = Criu::failure("dump the process", &log, answer.and_then(|answer| answer.message.as_deref()));
+                match (failure, missing_privileges()) {
+                    (CriuError::Failed { what, lines, .. }, Some(_)) => CriuError::Failed { what, lines, hint: ASK_OUTSIDE },
+                    (failure, _) => failure,
+                }
+            }
         }
     }
 }
@@ -314,7 +358,7 @@ pub(crate) fn common_options() -> Options {
 }
 
 /// What the file holds, if this is a restored life.
-fn handed_over(file: &File) -> Option<Handover> {
+pub(crate) fn handed_over(file: &File) -> Option<Handover> {
     let bytes = file.metadata().ok()?.len();
     let mut contents = vec![0; usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)?];
     file.read_exact_at(&mut contents, 0).ok()?;
@@ -323,11 +367,11 @@ fn handed_over(file: &File) -> Option<Handover> {
 
 /// `stats-dump`, in microseconds.
 #[derive(Clone, PartialEq, Message)]
-struct Stats {
+pub(crate) struct Stats {
     #[prost(uint32, required, tag = "1")]
     freezing_us: u32,
     #[prost(uint32, required, tag = "2")]
-    frozen_us: u32,
+    pub(crate) frozen_us: u32,
     #[prost(uint32, required, tag = "3")]
     memory_read_us: u32,
     #[prost(uint32, required, tag = "4")]
@@ -343,7 +387,7 @@ struct StatsEntry {
 
 impl Stats {
     /// Of the image at `image`; zeros if there are none.
-    fn read(image: &Path) -> Self {
+    pub(crate) fn read(image: &Path) -> Self {
         let bytes = std::fs::read(image.join("stats-dump")).unwrap_or_default();
         // Two magic numbers and a length come first.
         let entry = bytes.get(12..).and_then(|bytes| StatsEntry::decode(bytes).ok());
@@ -361,18 +405,18 @@ impl Stats {
     }
 }
 
-fn stage(name: &str, took: Duration) -> Stage {
+pub(crate) fn stage(name: &str, took: Duration) -> Stage {
     Stage { name: name.to_owned(), took }
 }
 
-fn report(bytes: u64, stages: Vec<Stage>) -> CaptureReport {
+pub(crate) fn report(bytes: u64, stages: Vec<Stage>) -> CaptureReport {
     let mut report = CaptureReport::default();
     report.bytes = bytes;
     report.stages = stages;
     report
 }
 
-fn disk_bytes(image: &Path) -> u64 {
+pub(crate) fn disk_bytes(image: &Path) -> u64 {
     let files = crate::image::files(image).unwrap_or_default();
     files.iter().map(|(_, found)| std::os::unix::fs::MetadataExt::blocks(found) * 512).sum()
 }

@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(5 * 60);
 ///   hold may run for the microseconds between.
 /// * `Mode::Continue`: the process stands still while CRIU reads and writes it, and runs on while that is made durable.
 /// * `Mode::Rehearse`: what can be told without stopping anything; CRIU itself has no rehearsal.
+/// * From outside ([`CaptureRequest::outside`]): the process stands still, for at most the deadline of a checkpoint and that of making
+///   it durable, until whoever captures it has said how it ended.
 /// * `Mode::Become` is not offered: CRIU cannot restore into a living process.
 #[derive(Debug, Clone)]
 pub struct CriuEngine {
@@ -55,7 +57,7 @@ impl Default for CriuEngine {
 
 impl Engine for CriuEngine {
     fn needs(&self) -> Needs {
-        Needs::new("criu", &[Mode::Exit, Mode::Continue, Mode::Rehearse])
+        Needs::new("criu", &[Mode::Exit, Mode::Continue, Mode::Rehearse]).with_outside(true)
     }
 
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {

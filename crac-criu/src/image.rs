@@ -14,6 +14,7 @@ use std::{
 };
 
 use crac_core::{ImageId, ImageMetadata};
+use crac_sys::proc::ProcessStatus;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash64;
 
@@ -197,20 +198,25 @@ impl Executable {
         if let Some(own) = OWN.get() {
             return Ok(own);
         }
-        // The link leads to the running file even when its name now belongs to another build.
-        let mut own = Self::of(Path::new("/proc/self/exe"))?;
-        own.path = fs::read_link("/proc/self/exe")?;
+        let own = Self::of_process(std::process::id())?;
         Ok(OWN.get_or_init(|| own))
+    }
+
+    /// The program of the process `pid`.
+    pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
+        // The link leads to the running file even when its name now belongs to another build.
+        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let mut found = Self::of(&link)?;
+        found.path = fs::read_link(link)?;
+        Ok(found)
     }
 }
 
-/// An image in the making: a directory aside of its final place, removed when dropped.
+/// An image in the making: a directory aside of its final place.
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) aside: PathBuf,
     pub(crate) parent: PathBuf,
-    /// Empty, unless this is a restored life.
-    pub(crate) handover: File,
 }
 
 impl Draft {
@@ -223,16 +229,14 @@ impl Draft {
         hidden.push(format!(".{id}"));
         let aside = parent.join(hidden);
         DirBuilder::new().mode(0o700).create(&aside)?;
-        let empty = aside.join(HANDOVER);
-        let made = File::options().write(true).create_new(true).mode(0o600).open(&empty).and_then(|_| File::open(empty));
-        match made {
-            Ok(handover) => Ok(Self { aside, parent, handover }),
-            Err(error) => {
-                // What was made is empty.
-                let _ = fs::remove_dir_all(&aside);
-                Err(error)
-            }
-        }
+        Ok(Self { aside, parent })
+    }
+
+    /// Makes the handover's file, which is empty unless this is a restored life.
+    pub(crate) fn make_handover(&self) -> io::Result<File> {
+        let empty = self.aside.join(HANDOVER);
+        File::options().write(true).create_new(true).mode(0o600).open(&empty)?;
+        File::open(empty)
     }
 
     /// The handover's file in CRIU's words.
@@ -262,19 +266,26 @@ impl Draft {
 impl Manifest {
     /// Of this process, before it is captured.
     pub(crate) fn of_this(service: ImageMetadata, criu: String) -> io::Result<Self> {
+        Self::of(std::process::id(), Executable::own()?.clone(), service, criu)
+    }
+
+    /// Of the process `pid`, which runs `executable`, before it is captured.
+    pub(crate) fn of(pid: u32, executable: Executable, service: ImageMetadata, criu: String) -> io::Result<Self> {
         let line = |path: &str| fs::read_to_string(path).map(|text| text.trim_end().to_owned());
-        let arguments = fs::read("/proc/self/cmdline")?;
-        let threads = fs::read_dir("/proc/self/task")?.flatten();
-        let user = [rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()];
+        let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
+        let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+        let status = fs::read(format!("/proc/{pid}/status"))?;
+        let status = ProcessStatus::parse(&status).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let user = [status.users[1], status.groups[1]];
         Ok(Self {
             format: FORMAT,
             engine: "criu".to_owned(),
             service,
-            executable: Executable::own()?.clone(),
+            executable,
             captured_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             host: line("/proc/sys/kernel/hostname")?,
             kernel: line("/proc/version")?,
-            pid: std::process::id(),
+            pid,
             threads: threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect(),
             arguments: arguments
                 .split(|byte| *byte == 0)

@@ -14,6 +14,17 @@
 //!   coordinator goes on here, reads the handover ◄──────────┘                        ├─ waits, passes signals on
 //! ```
 //!
+//! A service without privileges is saved from outside by somebody who has them ([`outside`]): it stands still in its capture, and
+//! the command has CRIU dump it.
+//!
+//! ```text
+//!  service                                  crac checkpoint --outside        warden        criu swrk
+//!   coordinator ◄── prepare ───────────────── │
+//!       ├── ready: what CRIU has to know ───► ├── dump, sync, rename ─────────┼──────────────► │
+//!       ┊ stands still                        │                               │
+//!   exit(0) or go on ◄── how it ended ────────┴───────────────────────────────┘
+//! ```
+//!
 //! An image is a directory: CRIU's files, and `crac.json` with what crac has to know. [`restore`] looks at one and brings it
 //! back; [`CriuEngine`] takes them. A restored life learns its arguments and its environment from a descriptor that takes the
 //! place of an empty file of the image: CRIU restores the memory as it was, the old environment included.
@@ -34,11 +45,15 @@ pub mod image;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod log;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod outside;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod program;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod restore;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rpc;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod stand;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod wiped;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

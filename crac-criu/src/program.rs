@@ -73,6 +73,14 @@ pub enum CriuError {
         /// What to do.
         hint: &'static str,
     },
+    /// It cannot be done for that process from here.
+    #[error("{what}; hint: {hint}")]
+    Refused {
+        /// What was found.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
     /// Something else stood in the way.
     #[error("cannot {what}: {source}")]
     Io {

@@ -290,6 +290,11 @@ fn effective() -> u64 {
     crac_sys::proc::ProcessStatus::parse(&text).map_or(0, |status| status.capabilities[2])
 }
 
+/// What this process lacks to save or restore processes of `user` with CRIU.
+pub(crate) fn missing_privileges_for(user: u32) -> Option<String> {
+    lacks(user, geteuid().as_raw(), effective())
+}
+
 /// What user `me` with these effective capabilities lacks to restore a process of `user`.
 fn lacks(user: u32, me: u32, effective: u64) -> Option<String> {
     let needed = CAP_SETPCAP | CAP_CHECKPOINT_RESTORE;

@@ -233,19 +233,20 @@ pub fn is_noexec(fd: BorrowedFd<'_>) -> bool {
     answer.is_ok() && words[10] & ST_NOEXEC != 0
 }
 
-/// Closes every descriptor but the two given (`close_range(2)`, Linux 5.9).
+/// Closes every descriptor but those given (`close_range(2)`, Linux 5.9).
 ///
 /// # Safety
 ///
 /// Nobody in this process uses the others any more.
-pub unsafe fn close_all_but(kept: [RawFd; 2]) -> Result<()> {
-    let low = kept[0].min(kept[1]) as usize;
-    let high = kept[0].max(kept[1]) as usize;
-    for (first, last) in [(0, low.wrapping_sub(1)), (low + 1, high.wrapping_sub(1)), (high + 1, u32::MAX as usize)] {
-        if last != usize::MAX && first <= last {
+pub unsafe fn close_all_but<const N: usize>(mut kept: [RawFd; N]) -> Result<()> {
+    kept.sort_unstable();
+    let mut first = 0;
+    for stop in kept.iter().map(|kept| *kept as usize).chain([u32::MAX as usize + 1]) {
+        if first < stop {
             // SAFETY: the caller's promise.
-            unsafe { syscall(libc::SYS_close_range, [first, last, 0, 0, 0, 0]) }?;
+            unsafe { syscall(libc::SYS_close_range, [first, stop - 1, 0, 0, 0, 0]) }?;
         }
+        first = stop + 1;
     }
     Ok(())
 }

@@ -5,8 +5,9 @@
 //!        │                  └ ends at once    │                │
 //!        │                                    ├── waits for ───┘   kills it when the deadline has passed, or when this
 //!        │                                    │                   process has dropped its end of the tether
-//!        │                                    ├── PROGRAM succeeded: sync and rename what it wrote
-//!        └◄── tether: how it ended ───────────┴── continues this process (SIGCONT)
+//!        │                                    ├── PROGRAM succeeded: sync and rename what it wrote, else remove it if nobody
+//!        │                                    │   holds the tether any more
+//!        └◄── tether: how it ended ───────────┴── tells the good end to a third party; continues a process (SIGCONT)
 //! ```
 //!
 //! A checkpointer that stops the whole process cannot be watched, and what it wrote cannot be made durable, from inside.
@@ -36,8 +37,19 @@ pub struct Orders {
     pub deadline: Duration,
     /// What is published once the program has succeeded.
     pub publish: Option<Publish>,
+    /// Who else is told of a good end.
+    pub told: Option<Told>,
     /// Which process is continued at the end (`SIGCONT`), however it ended.
     pub resume: Option<i32>,
+}
+
+/// A third party, at the other end of a stream, that says nothing as long as it agrees.
+#[derive(Debug)]
+pub struct Told {
+    /// The stream. What has come from there before publishing keeps the warden from it, and so does its end.
+    pub stream: RawFd,
+    /// What is written to it once all is well, before the process is continued.
+    pub text: Vec<u8>,
 }
 
 /// A directory that gets its final name.
@@ -60,13 +72,14 @@ pub enum Ended {
     Badly(i32),
     /// It was killed at its deadline.
     Late,
-    /// With success, but publishing failed.
+    /// With success, but publishing failed; `ECANCELED` if the third party did not agree any longer.
     Unpublished(Errno),
     /// Nobody knows: the warden itself was ended.
     Unknown,
 }
 
-/// This process's end of the tether. Dropping it has the program killed, if it still runs, and keeps the warden from publishing.
+/// This process's end of the tether. Dropping it has the program killed, if it still runs, and keeps the warden from publishing: it
+/// removes then what was to be published.
 #[derive(Debug)]
 pub struct Tether {
     hear: std::io::PipeReader,
@@ -126,8 +139,9 @@ pub fn spawn(command: &mut Command, orders: Orders) -> io::Result<Tether> {
 fn guard(program: i32, [tell, watch]: [RawFd; 2], orders: &Orders) -> ! {
     // Signals of the service are not for its copy; their handlers would act on its behalf.
     let _ = crate::signal::set_mask(crate::signal::SignalSet::MAX);
-    let ended = match opened(program, [tell, watch]) {
-        Ok(pidfd) => watch_over(program, &pidfd, watch, orders),
+    let third = orders.told.as_ref().map_or(watch, |told| told.stream);
+    let ended = match opened(program, [tell, watch, third]) {
+        Ok(pidfd) => watch_over(program, &pidfd, [watch, third], orders),
         Err(errno) => {
             let _ = process::kill(program);
             Ended::Unpublished(errno)
@@ -136,8 +150,15 @@ fn guard(program: i32, [tell, watch]: [RawFd; 2], orders: &Orders) -> ! {
     // SAFETY: the number belongs to the pipe that `spawn` made, and this copy owns it.
     let tell = unsafe { OwnedFd::from_raw_fd(tell) };
     use std::os::fd::AsFd;
+    if let (Some(publish), true) = (&orders.publish, ended != Ended::Well && wait_for([watch, -1], Duration::ZERO)) {
+        // Nobody else does it. What cannot be removed has no name that anybody looks for.
+        let _ = remove(publish);
+    }
     // A service that is gone cannot be told.
     let _ = fs::write(tell.as_fd(), &encode(ended));
+    if let (Some(told), Ended::Well) = (&orders.told, ended) {
+        tell_third(told);
+    }
     if let Some(pid) = orders.resume {
         // It may be gone.
         let _ = send(pid, libc::SIGCONT);
@@ -146,7 +167,7 @@ fn guard(program: i32, [tell, watch]: [RawFd; 2], orders: &Orders) -> ! {
 }
 
 /// Lets go of everything of the service's, and opens what is needed to wait.
-fn opened(program: i32, kept: [RawFd; 2]) -> Result<OwnedFd> {
+fn opened(program: i32, kept: [RawFd; 3]) -> Result<OwnedFd> {
     // SAFETY: this copy of the process uses none of the others.
     unsafe { fs::close_all_but(kept) }?;
     // SAFETY: integers only.
@@ -155,7 +176,7 @@ fn opened(program: i32, kept: [RawFd; 2]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
 }
 
-fn watch_over(program: i32, pidfd: &OwnedFd, watch: RawFd, orders: &Orders) -> Ended {
+fn watch_over(program: i32, pidfd: &OwnedFd, [watch, third]: [RawFd; 2], orders: &Orders) -> Ended {
     let now = || process::clock(libc::CLOCK_MONOTONIC).unwrap_or_default();
     let end = now() + orders.deadline;
     let mut is_late = false;
@@ -175,7 +196,7 @@ fn watch_over(program: i32, pidfd: &OwnedFd, watch: RawFd, orders: &Orders) -> E
     }
     match (reap(program), is_late) {
         (_, true) => Ended::Late,
-        (Ok(0), false) => match orders.publish.as_ref().map_or(Ok(()), |order| publish(order, watch)) {
+        (Ok(0), false) => match orders.publish.as_ref().map_or(Ok(()), |order| publish(order, [watch, third])) {
             Ok(()) => Ended::Well,
             Err(errno) => Ended::Unpublished(errno),
         },
@@ -193,6 +214,15 @@ fn wait_for(numbers: [RawFd; 2], limit: Duration) -> bool {
     matches!(unsafe { syscall(libc::SYS_ppoll, args) }, Ok(ready) if ready > 0)
 }
 
+/// Tells the good end to the third party, which may be gone.
+fn tell_third(told: &Told) {
+    let Told { stream, text } = told;
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let args = [*stream as usize, text.as_ptr() as usize, text.len(), flags as usize, 0, 0];
+    // SAFETY: sendto reads the text, which outlives the call; without an address.
+    let _ = unsafe { syscall(libc::SYS_sendto, args) };
+}
+
 fn reap(program: i32) -> Result<i32> {
     let mut status = 0_i32;
     let args = [program as usize, std::ptr::from_mut(&mut status) as usize, libc::__WALL as usize, 0, 0, 0];
@@ -200,15 +230,15 @@ fn reap(program: i32) -> Result<i32> {
     unsafe { syscall(libc::SYS_wait4, args) }.map(|_| status)
 }
 
-/// Unless the process has let go of the tether meanwhile.
-fn publish(order: &Publish, watch: RawFd) -> Result<()> {
+/// Unless the process has let go of the tether meanwhile, or the third party has said something.
+fn publish(order: &Publish, agreed: [RawFd; 2]) -> Result<()> {
     use std::os::fd::AsFd;
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let parent = fs::open(&order.parent, flags, 0)?;
     let dir = fs::open(&order.from, flags, 0)?;
     each(&dir, |name| fs::sync(fs::open_at(dir.as_raw_fd(), name, libc::O_RDONLY | libc::O_NOFOLLOW, 0)?.as_fd()))?;
     fs::sync(dir.as_fd())?;
-    if wait_for([watch, -1], Duration::ZERO) {
+    if wait_for(agreed, Duration::ZERO) {
         return Err(Errno::new(libc::ECANCELED));
     }
     let replaced = match rename(order, 0) {
@@ -244,7 +274,11 @@ fn remove(order: &Publish) -> Result<()> {
         Err(errno) if errno.number() == libc::ENOTDIR => unlink(0),
         Err(errno) => Err(errno),
         Ok(dir) => {
-            each(&dir, |name| fs::remove_at(dir.as_fd(), name))?;
+            each(&dir, |name| match fs::remove_at(dir.as_fd(), name) {
+                // Somebody else removes it, too.
+                Err(errno) if errno.number() == libc::ENOENT => Ok(()),
+                removed => removed,
+            })?;
             unlink(libc::AT_REMOVEDIR)
         }
     }
@@ -317,7 +351,7 @@ mod tests {
     }
 
     fn orders(deadline: Duration) -> Orders {
-        Orders { deadline, publish: None, resume: None }
+        Orders { deadline, publish: None, told: None, resume: None }
     }
 
     fn path(path: &Path) -> CString {
@@ -377,6 +411,54 @@ mod tests {
         }
         let mut tether = spawn(&mut sh("exit 0"), Orders { publish: Some(order()), ..orders(LONG) }).unwrap();
         assert_eq!(tether.ended(), Ended::Unpublished(Errno::new(libc::ENOENT)));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn who_stands_still_is_told_and_who_has_spoken_keeps_the_name_away() {
+        let dir = std::env::temp_dir().join(format!("crac-warden-told-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let [from, to] = ["new", "image"].map(|name| dir.join(name));
+        for agrees in [true, false] {
+            std::fs::create_dir(&from).unwrap();
+            let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+            if !agrees {
+                std::io::Write::write_all(&mut far, b"no").unwrap();
+            }
+            let told = Told { stream: near.as_raw_fd(), text: b"well".to_vec() };
+            let publish = Publish { from: path(&from), to: path(&to), parent: path(&dir) };
+            let orders = Orders { publish: Some(publish), told: Some(told), ..orders(LONG) };
+            let mut tether = spawn(&mut sh("exit 0"), orders).unwrap();
+            let ended = tether.ended();
+            drop(near);
+            let mut said = String::new();
+            far.read_to_string(&mut said).ok();
+            assert_eq!((to.exists(), said.as_str()), (agrees, if agrees { "well" } else { "" }), "{ended:?}");
+            assert_eq!(ended == Ended::Unpublished(Errno::new(libc::ECANCELED)), !agrees);
+            assert!(agrees || from.exists(), "whoever holds the tether looks at it first");
+            std::fs::remove_dir_all(if agrees { &to } else { &from }).unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_for_nobody_is_removed() {
+        let dir = std::env::temp_dir().join(format!("crac-warden-nobody-{}", std::process::id()));
+        let from = dir.join("new");
+        std::fs::create_dir_all(&from).unwrap();
+        let publish = Publish { from: path(&from), to: path(&dir.join("image")), parent: path(&dir) };
+        let (mut hear, tell) = std::io::pipe().unwrap();
+        let mut command = sh(&format!("echo half > {}/content; echo written; exec sleep 600", from.display()));
+        command.stdout(tell);
+        let tether = spawn(&mut command, Orders { publish: Some(publish), ..orders(LONG) }).unwrap();
+        drop(command);
+        let mut word = [0; 8];
+        hear.read_exact(&mut word).unwrap();
+        let Tether { hear: mut record, _hold: hold } = tether;
+        drop(hold);
+        let mut told = Vec::new();
+        record.read_to_end(&mut told).unwrap();
+        assert!(!from.exists() && !dir.join("image").exists());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

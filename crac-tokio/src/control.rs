@@ -5,6 +5,7 @@
 //!   poll: listener, stop, connections
 //!   accept ─► who is it? same user or root
 //!   a line ─► request ─────────────────────► round ─► Reply (reply.rs) ─ lines ─────► reads until the end of file
+//!   prepare ─► the same, and ... ─────────► stands still, hears (asker.rs) ◄───────── captures, says how it ended
 //!   status ─► answered at once, also while a round runs
 //!                       suspend ◄─────────── just before the hold: thread joined, socket gone
 //!                       resume ────────────► bound again, in a restored life under its own process id
@@ -12,6 +13,7 @@
 //!
 //! The protocol is in [`crac_core::control`]. One plain thread serves it, because a runtime that is stuck is when people ask.
 
+mod asker;
 mod directory;
 mod reply;
 mod server;

@@ -147,3 +147,85 @@ fn the_socket_is_gone_while_the_process_is_saved_and_with_its_guard() {
         Ok(Err(_))
     ));
 }
+
+const PREPARE: &str = r#"{"do":"prepare","mode":"continue","image":"/nowhere/orders.crac","limit_ms":600000}"#;
+
+/// Sends `line` and reads until the service stands still.
+fn prepare(path: &Path, line: &str) -> BufReader<UnixStream> {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        assert!(stream.read_line(&mut line).unwrap() > 0, "it never said that it is ready");
+        if let ControlReply::Ready(ready) = serde_json::from_str(&line).unwrap() {
+            assert_eq!(ready.service.name, "orders");
+            return stream;
+        }
+    }
+}
+
+fn rest(stream: BufReader<UnixStream>) -> Vec<ControlReply> {
+    stream.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn a_prepared_service_stands_still_until_its_asker_has_captured_it() {
+    let setup = setup();
+    let path = setup.control.path().unwrap();
+    let stream = prepare(&path, PREPARE);
+    assert_eq!(setup.context.status().state, "capturing");
+    assert!(setup.control.path().is_none(), "nobody else is listened to meanwhile");
+    stream.get_ref().write_all(b"{\"say\":\"captured\"}\n").unwrap();
+    let replies = rest(stream);
+    let Some(ControlReply::Report(report)) = replies.last() else { panic!("{replies:?}") };
+    assert_eq!(report.ending, RoundEnding::Continued);
+    assert_eq!(setup.control.path(), Some(path));
+}
+
+#[test]
+fn whatever_becomes_of_the_asker_the_service_goes_on() {
+    let setup = setup();
+    let path = setup.control.path().unwrap();
+    let gate = setup.context.gate("requests");
+    let ended = |replies: Vec<ControlReply>| {
+        let Some(ControlReply::Report(report)) = replies.last() else { panic!("{replies:?}") };
+        assert_eq!((report.ending, report.failures.len()), (RoundEnding::Aborted, 1), "{report}");
+        assert!(gate.enter().is_ok(), "the door is open");
+        report.failures[0].what.clone()
+    };
+
+    // It says that it has failed.
+    let stream = prepare(&path, PREPARE);
+    stream.get_ref().write_all(b"{\"say\":\"failed\",\"what\":\"no luck\",\"hint\":\"hint: try again\"}\n").unwrap();
+    assert!(ended(rest(stream)).contains("no luck; hint: try again"));
+
+    // It says what nobody understands.
+    let stream = prepare(&path, PREPARE);
+    stream.get_ref().write_all(b"{\"say\":\"abracadabra\"}\n").unwrap();
+    assert!(ended(rest(stream)).contains("has gone before its end"));
+
+    // It has nothing more to say.
+    let stream = prepare(&path, PREPARE);
+    stream.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(ended(rest(stream)).contains("has gone before its end"));
+
+    // It says nothing in time, and is told that its capture is worth nothing.
+    let replies = rest(prepare(&path, &PREPARE.replace("600000", "1")));
+    assert!(replies.iter().any(|reply| matches!(reply, ControlReply::Withdrawn)), "{replies:?}");
+    assert!(ended(replies).contains("did not finish within 0.001 s"));
+}
+
+#[test]
+fn a_round_from_outside_is_not_joined() {
+    let setup = setup();
+    let path = setup.control.path().unwrap();
+    let stream = prepare(&path, PREPARE);
+    let request = crac_core::CheckpointRequest::new(Mode::Continue).image("/nowhere/orders.crac");
+    let ticket = setup.context.request(request);
+    stream.get_ref().write_all(b"{\"say\":\"captured\"}\n").unwrap();
+    let denied = ticket.wait(Duration::from_secs(20)).unwrap();
+    assert!(matches!(denied, Err(crac_core::CheckpointError::Denied(crac_core::Denial::Busy))), "{denied:?}");
+    assert!(matches!(rest(stream).last(), Some(ControlReply::Report(_))));
+}

@@ -39,6 +39,11 @@ impl Reply {
         lock(&self.stream).as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
+    /// Does `work` with the connection, if it is open.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&UnixStream) -> T) -> Option<T> {
+        lock(&self.stream).as_ref().map(work)
+    }
+
     /// Sends one reply, in this life.
     pub(super) fn send(&self, reply: &ControlReply) {
         let mut stream = lock(&self.stream);

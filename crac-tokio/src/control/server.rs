@@ -14,7 +14,7 @@ use std::{
 };
 
 use crac_core::{
-    CheckpointRequest, Context,
+    CheckpointRequest, Context, Mode,
     control::{ControlReply, ControlRequest, REQUEST_BYTES_MAX},
 };
 use rustix::{
@@ -24,6 +24,7 @@ use rustix::{
 };
 
 use super::{
+    asker::Asker,
     directory,
     reply::{Reply, write_line},
 };
@@ -171,17 +172,11 @@ impl Loop {
         match serde_json::from_slice(&client.line) {
             Ok(ControlRequest::Checkpoint { mode, image }) => {
                 tracing::info!(?peer, %mode, image = ?image, "checkpoint requested over the control socket");
-                if let Err(error) = prepare_to_write(&client.stream) {
-                    tracing::warn!(?peer, %error, "the client of the control socket cannot be answered");
-                    return;
-                }
-                let reply = Arc::new(Reply::new(client.stream, self.context.clone()));
-                let mut request = CheckpointRequest::new(mode).own_descriptor(reply.descriptor()).watch(reply);
-                if let Some(image) = image {
-                    request = request.image(image);
-                }
-                // The answer goes to the watcher; nobody waits for the ticket.
-                drop(self.context.request(request));
+                self.begin(client.stream, mode, image, None);
+            }
+            Ok(ControlRequest::Prepare { mode, image, limit_ms }) => {
+                tracing::info!(?peer, %mode, image = ?image, limit_ms, "checkpoint from outside requested over the control socket");
+                self.begin(client.stream, mode, image, Some(Duration::from_millis(limit_ms)));
             }
             Ok(ControlRequest::Status) => {
                 tracing::debug!(?peer, "status asked over the control socket");
@@ -193,6 +188,26 @@ impl Loop {
                 refuse(client.stream, &format!("the request was not understood: {error}; send one line of JSON"));
             }
         }
+    }
+}
+
+impl Loop {
+    /// Has a round begin, whose course is told over `stream`; with a `limit` it stands still for whoever is at the other end.
+    fn begin(&self, stream: UnixStream, mode: Mode, image: Option<PathBuf>, limit: Option<Duration>) {
+        if let Err(error) = prepare_to_write(&stream) {
+            tracing::warn!(%error, "the client of the control socket cannot be answered");
+            return;
+        }
+        let reply = Arc::new(Reply::new(stream, self.context.clone()));
+        let mut request = CheckpointRequest::new(mode).own_descriptor(reply.descriptor()).watch(reply.clone());
+        if let Some(image) = image {
+            request = request.image(image);
+        }
+        if let Some(limit) = limit {
+            request = request.outside(Arc::new(Asker::new(reply, limit)));
+        }
+        // The answer goes to the watcher; nobody waits for the ticket.
+        drop(self.context.request(request));
     }
 }
 
