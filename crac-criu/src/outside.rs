@@ -26,8 +26,8 @@ use crate::{
     capture::{DUMP, LOG, NOT_TEXT, PUBLISH_MAX, Stats, disk_bytes, dump_order},
     image::{Draft, Executable, Manifest},
     program::{Criu, CriuError},
-    restore::missing_privileges_for,
-    rpc::Response,
+    restore::{may_ask_for_limits, missing_privileges_for},
+    rpc::{Kind, Response},
     stand::Particulars,
     worker,
 };
@@ -100,6 +100,15 @@ impl Candidate {
         }
         if let Some(what) = missing_privileges_for(user) {
             return refused(what, "run this command as root");
+        }
+        if user != rustix::process::getuid().as_raw() && !may_ask_for_limits() {
+            // prlimit(2)
+            let what =
+                format!("root without CAP_SYS_RESOURCE may not ask for the limits of a process of user {user}, and CRIU has to");
+            return refused(
+                what,
+                "run this command where root has it: on the host, or in a container with `--cap-add SYS_RESOURCE`",
+            );
         }
         let version = criu.version()?;
         Ok(Self { criu, version, pid })
@@ -177,7 +186,7 @@ impl Dumped {
         let Some(tether) = &mut self.tether else { return Ok(()) };
         readable(&[conversation.descriptor(), tether.descriptor(), service], deadline)?;
         let answer = if readable(&[conversation.descriptor()], now())? { conversation.hear(criu)? } else { None };
-        if answer.as_ref().is_some_and(|answer| answer.success) {
+        if answer.as_ref().is_some_and(|answer| answer.success && answer.kind == Kind::Dump as i32) {
             // One that has ended with its image closes the stream, too; whether it still stood still the warden has looked at.
             return if !self.exits && readable(&[service], now())? { Err(self.gone_on()) } else { Ok(()) };
         }

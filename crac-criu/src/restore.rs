@@ -36,6 +36,7 @@ const DESCRIPTOR_MIN: i32 = 10;
 /// Bits of `CapEff`.
 const CAP_SETPCAP: u64 = 1 << 8;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 /// What to do about an image that does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -293,6 +294,11 @@ fn effective() -> u64 {
 /// What this process lacks to save or restore processes of `user` with CRIU.
 pub(crate) fn missing_privileges_for(user: u32) -> Option<String> {
     lacks(user, geteuid().as_raw(), effective())
+}
+
+/// Whether this process may ask for the limits of processes of other users.
+pub(crate) fn may_ask_for_limits() -> bool {
+    effective() & CAP_SYS_RESOURCE != 0
 }
 
 /// What user `me` with these effective capabilities lacks to restore a process of `user`.

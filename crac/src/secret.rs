@@ -60,6 +60,9 @@ impl Secret {
     /// Takes the variable `name` out of the environment of this process, overwriting it there, and gets it from the environment
     /// of the restore in a restored life. `None` if it is not set.
     ///
+    /// That environment ([`RestoreContext::env`]) stays in ordinary memory as long as the life does: an image that is taken of a
+    /// restored life holds it. Where that matters, let [`new`](Self::new) read a file.
+    ///
     /// # Errors
     ///
     /// As [`new`](Self::new).

@@ -182,6 +182,12 @@ impl<'f> Planner<'_, 'f, '_> {
                 format_args!("a timerfd of clock {}, which may wake the machine", info.clock),
             );
         }
+        // What the kernel tells about the descriptor, the ticks among it, was read before the time that remains. One that has fired
+        // between the two has less to go than it had, or begins anew, and its tick is not among them.
+        let fired = match timer.interval {
+            (0, 0) => timer.remaining == (0, 0) && info.remaining != (0, 0) && info.ticks == 0,
+            _ => timer.remaining > info.remaining,
+        };
         let absolute = info.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0;
         // A moment on the wall stays that moment; every other timer has as long to go as it had.
         let (settime_flags, value) = if info.clock == libc::CLOCK_REALTIME && absolute && timer.remaining != (0, 0) {
@@ -202,7 +208,7 @@ impl<'f> Planner<'_, 'f, '_> {
                 value_ns: value.1,
                 interval_s: timer.interval.0,
                 interval_ns: timer.interval.1,
-                ticks: info.ticks,
+                ticks: info.ticks + u64::from(fired),
             },
         )
     }

@@ -115,6 +115,31 @@ fn only_wall_clock_moments_stay_absolute() {
     assert_eq!(value(9, 0, timer), Err(vec![ObstacleKind::Timerfd]), "an alarm clock");
 }
 
+/// It used to come back disarmed, and whoever waited for it waited for ever.
+#[test]
+fn a_timer_that_fires_between_two_looks_has_fired() {
+    let arena = Arena::new().unwrap();
+    let value = |ticks: u64, before: (i64, i64), remaining: (i64, i64), interval: (i64, i64)| {
+        let info = format!(
+            "{PLAIN}clockid: 1\nticks: {ticks}\nsettime flags: 00\nit_value: ({}, {})\nit_interval: ({}, {})\n",
+            before.0, before.1, interval.0, interval.1
+        );
+        let timer = TimerFact { remaining, interval, realtime: (1000, 0) };
+        let (table, refused) = planned(&arena, &[fact(5, "anon_inode:[timerfd]", &info, State::Timer(timer))], "");
+        assert_eq!(refused, []);
+        let timer: Timerfd = table.records[0].detail(&table.blob).unwrap();
+        ((timer.value_s, timer.value_ns), timer.ticks)
+    };
+    let (never, soon) = ((0, 0), (0, 700));
+    assert_eq!(value(0, soon, never, never), (never, 1), "between the two looks");
+    assert_eq!(value(1, soon, never, never), (never, 1), "inside the first, which tells the ticks last");
+    assert_eq!(value(1, never, never, never), (never, 1), "before");
+    assert_eq!(value(0, soon, (0, 300), never), ((0, 300), 0), "not yet");
+    assert_eq!(value(0, never, never, never), (never, 0), "disarmed");
+    assert_eq!(value(3, soon, (1, 0), (1, 0)), ((1, 0), 4), "a periodic one, between the two looks");
+    assert_eq!(value(3, soon, (0, 300), (1, 0)), ((0, 300), 3), "a periodic one, not yet");
+}
+
 #[test]
 fn registrations_for_own_descriptors_are_dropped_and_unknown_ones_refused() {
     let arena = Arena::new().unwrap();
