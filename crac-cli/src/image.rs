@@ -64,6 +64,19 @@ pub(crate) enum Fitting {
 }
 
 impl Fitting {
+    /// The same, once all page data were checked, where they have checksums.
+    ///
+    /// # Errors
+    ///
+    /// What is damaged.
+    pub(crate) fn verified(self) -> Result<Self, Vec<Reason>> {
+        match &self {
+            Self::Native(image) => image.verify().map_err(|mismatch| vec![Reason::from(mismatch)])?,
+            Self::Criu(_) => {}
+        }
+        Ok(self)
+    }
+
     /// Becomes the captured process, or its parent that ends like it. Returns only what stood in the way.
     pub(crate) fn exec(self, arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> Reason {
         match self {

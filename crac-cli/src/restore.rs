@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::{demands::Demands, exit::Exit, failure::Failure, image};
+use crate::{demands::Demands, env, exit::Exit, failure::Failure, image};
 
 /// Become the service that was saved into an image, in the foreground. `./IMAGE -- ARGS...` does the same.
 #[derive(Debug, clap::Args)]
@@ -14,6 +14,11 @@ pub(crate) struct Args {
     /// Set a variable in the environment of the restored life; the others are those of this command.
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     variables: Vec<(String, String)>,
+
+    /// Read all page data into memory and check them before the service runs, instead of mapping them: nothing has to be fetched
+    /// later. Takes as much time and memory as there are data. CRIU always reads all, and has no checksums.
+    #[arg(long)]
+    eager: bool,
 
     #[command(flatten)]
     demands: Demands,
@@ -35,7 +40,9 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
             _ => failure,
         }
     })?;
-    let reason = image.exec(args.arguments, environment(args.variables));
+    let mut variables = args.variables;
+    variables.extend(args.eager.then(|| (env::EAGER.to_owned(), "on".to_owned())));
+    let reason = image.exec(args.arguments, environment(variables));
     Err(Failure::new(reason.exit, format!("cannot restore {file}: {}", reason.what)).hint("start the service cold"))
 }
 

@@ -30,6 +30,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ready|after=DURATION|never", value_parser = checkpoint_on)]
     checkpoint_on: Option<String>,
 
+    /// Read all page data into memory and check them before the service runs, instead of mapping them: nothing has to be fetched
+    /// later. Damaged data are a reason to start cold. Takes as much time and memory as there are data. CRIU always reads all, and
+    /// has no checksums.
+    #[arg(long)]
+    eager: bool,
+
     #[command(flatten)]
     demands: Demands,
 
@@ -47,16 +53,28 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let image = std::path::absolute(&image)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot tell where the image {} is: {error}", image.display())))?;
 
-    let reasons = match image::open(&image, Some(&program), &args.demands) {
-        Ok(fitting) => {
-            vec![fitting.exec(arguments.to_vec(), std::env::vars_os().collect())]
-        }
+    let mut variables: Vec<_> = std::env::vars_os().collect();
+    if args.eager {
+        variables.retain(|(name, _)| name != env::EAGER);
+        variables.push((env::EAGER.into(), "on".into()));
+    }
+    let is_eager = variables.iter().any(|(name, value)| name == env::EAGER && value == "on");
+    let mut opened = image::open(&image, Some(&program), &args.demands);
+    if is_eager {
+        // The image checks them as well, but then there is nobody any more who could start the service cold.
+        opened = opened.and_then(image::Fitting::verified);
+    }
+    let reasons = match opened {
+        Ok(fitting) => vec![fitting.exec(arguments.to_vec(), variables)],
         Err(reasons) => reasons,
     };
     output::say(why_cold(name, &image, image.exists(), &reasons));
 
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments).env(env::IMAGE, &image);
+    if args.eager {
+        command.env(env::EAGER, "on");
+    }
     if let Some(when) = args.checkpoint_on {
         command.env(env::CHECKPOINT_ON, when);
     }

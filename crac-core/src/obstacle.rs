@@ -144,7 +144,7 @@ obstacle_kinds! {
     MemoryOther = "memory-other", "A mapping of a kind the engine does not know.",
         "unmap it in before_checkpoint";
     AllocatorRaw = "allocator-raw", "`madvise` of this program is not intercepted: freed memory would come back with old bytes.",
-        "link crac into the executable itself (crac::main does), or allocate with the system allocator";
+        "link crac into the executable itself (crac::main does), or set the policy `allocator-raw = keep`: the image is then always restored eagerly";
     // Threads and process
     ThreadUnstoppable = "thread-unstoppable", "A thread could not be stopped in time.",
         "see whether the named thread is stuck in the kernel or blocks the freeze signal";

@@ -37,7 +37,8 @@ pub enum Action {
     Rebind,
     /// A connection comes back as a dead socket: its users see a reset or an end of file and reconnect.
     Sever,
-    /// The thing is left as it is; only for engines that keep it (a VM keeps descriptors).
+    /// The thing is left as it is; only for engines that keep it (a VM keeps descriptors), and for `allocator-raw`: the image then
+    /// is always restored eagerly, which is safe.
     Keep,
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn capture<B: Send + 'static>(
         vdso,
         loader,
         clock,
-        is_interposed: madvise::is_interposed(),
+        is_interposed: options.interposed && madvise::is_interposed(),
         obstacles: ObstacleSink::new(&arena),
         dumpable: 1,
         resume: Resume::default(),

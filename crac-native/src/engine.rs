@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) duplicate_query: bool,
     /// Whether the image may be a file without a name until it is complete.
     pub(crate) nameless: bool,
+    /// Whether `madvise` may count as intercepted.
+    pub(crate) interposed: bool,
     /// Seccomp filters that were there before the engine.
     pub(crate) filters_at_start: u32,
     /// Landlock domains that were there before the engine.
@@ -56,6 +58,7 @@ impl NativeEngine {
                 kcmp: true,
                 duplicate_query: true,
                 nameless: true,
+                interposed: true,
                 filters_at_start: filters(),
                 layers_at_start: layers(),
                 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -115,6 +118,14 @@ impl NativeEngine {
     #[must_use]
     pub fn with_nameless_file(mut self, allowed: bool) -> Self {
         self.options.nameless = allowed;
+        self
+    }
+
+    /// Whether `madvise` may count as intercepted; it is not where crac is not part of the executable. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_interposition(mut self, allowed: bool) -> Self {
+        self.options.interposed = allowed;
         self
     }
 

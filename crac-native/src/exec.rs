@@ -30,9 +30,9 @@ pub(crate) fn loader() -> Option<Range<usize>> {
     let base = unsafe { libc::getauxval(libc::AT_BASE) };
     let text = std::fs::read("/proc/self/maps").ok()?;
     let mut at = base;
-    for mapping in crac_sys::proc::Mapping::all(&text).flatten().filter(|mapping| mapping.start >= base && base != 0) {
-        // The parts of one file follow each other without a gap.
-        if mapping.start != at {
+    for mapping in crac_sys::proc::Mapping::all(&text).flatten().filter(|mapping| mapping.end > base && base != 0) {
+        // The parts of one file follow each other without a gap. Read from an image, the first may be one with what lies below it.
+        if mapping.start > at {
             break;
         }
         at = mapping.end;

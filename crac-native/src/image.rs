@@ -8,7 +8,10 @@ mod contents;
 
 use std::{
     fs::File,
+    num::NonZero,
     os::unix::fs::FileExt,
+    panic::resume_unwind,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -18,11 +21,11 @@ use crac_core::ImageId;
 use crate::{
     descriptors,
     layout::{
-        ActionRecord, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, ObjectRecord, PAGE, RangeRecord,
-        RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, VERSION, advice, clock,
+        ActionRecord, BLOCK, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, ObjectRecord, PAGE, RangeRecord,
+        RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, VERSION, advice, block_count, block_of, clock,
         descriptors::{DescriptorRecord, Memfd, kind, sound},
         downtime, place_data, run,
-        xxh64::{Xxh64, xxh64},
+        xxh64::xxh64,
     },
     manifest::Manifest,
     record::{Record, records},
@@ -48,6 +51,7 @@ pub struct Image {
     descriptor_blob: Vec<u8>,
     settings: Vec<SettingRecord>,
     object_runs: Vec<RunRecord>,
+    sums: Vec<u64>,
 }
 
 impl Image {
@@ -286,6 +290,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     let settings: Vec<SettingRecord> = records(section(header.settings).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let objects: Vec<ObjectRecord> = records(section(header.objects).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let object_runs: Vec<RunRecord> = records(section(header.object_runs).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
+    let sums: Vec<u64> = records(section(header.sums).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let owners: Vec<u64> = records(section(header.owners).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     ensure(
         owners
@@ -339,6 +344,10 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         ensure(record.protection <= 7 && record.flags & !(run::COPY | run::ANONYMOUS) == 0, "a run's flags")?;
         data_at = behind(record, data_at).ok_or(wrong("a run's place in the file"))?;
     }
+    ensure(
+        runs.iter().chain(&object_runs).all(|run| run.end.checked_sub(run.start).is_some_and(|bytes| run.data_bytes <= bytes)),
+        "how much there is in a run",
+    )?;
     for record in &object_runs {
         let whole = record.start.is_multiple_of(PAGE) && record.end.is_multiple_of(PAGE) && record.start < record.end;
         ensure(whole && record.end <= i64::MAX as u64 && (record.protection as usize) < objects.len(), "a run of shared memory")?;
@@ -346,6 +355,8 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         data_at = behind(record, data_at).ok_or(wrong("the place of shared memory in the file"))?;
     }
     ensure(data_at == header.file_bytes, "the size of the page data")?;
+    ensure(sums.len() as u64 == block_count(header.data_offset, data_at), "the checksums of the page data")?;
+    ensure(header.eager <= 1 && header.reserved == 0, "the way to restore")?;
     ensure(objects.iter().all(|object| text_at(object.name).is_some()), "the name of shared memory")?;
     ensure(
         descriptors.iter().filter(|record| record.kind == kind::MEMFD).all(|record| {
@@ -386,42 +397,45 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
         descriptor_blob: descriptor_blob.to_vec(),
         settings,
         object_runs,
+        sums,
         header,
     })
 }
 
-/// Checks every byte of an image file, page data too. Reads all of it.
+/// Checks every byte of an image file, page data too. Reads all of it, with as many threads as there are processors.
 ///
 /// # Errors
 ///
-/// [`ImageError`]; the first part that is wrong.
+/// [`ImageError`]; a part that is wrong.
 pub fn verify(file: &File) -> Result<Image, ImageError> {
     let image = Image::read(file)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut free_at = image.header.data_offset;
-    for record in image.runs.iter().chain(&image.object_runs) {
-        // Between runs there is nothing, see `place_data`.
-        let mut gap = vec![0; usize::try_from(record.data_offset - free_at).unwrap_or_default()];
-        file.read_exact_at(&mut gap, free_at).map_err(ImageError::Read)?;
-        if gap.iter().any(|byte| *byte != 0) {
-            return Err(ImageError::Damaged { what: format!("the space between page data at {free_at:#x}") });
-        }
-        free_at = record.data_offset + (record.end - record.start);
-        let mut sum = Xxh64::new();
-        let (mut at, bytes) = (0, record.end - record.start);
-        while at < bytes {
-            let part = usize::try_from(bytes - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
-            let part = &mut buffer[..part];
-            file.read_exact_at(part, record.data_offset + at).map_err(ImageError::Read)?;
-            let rest = sum.blocks(part);
-            debug_assert!(rest.is_empty(), "runs are whole pages");
-            at += part.len() as u64;
-        }
-        if sum.finish(&[]) != record.data_sum {
-            return Err(ImageError::Damaged { what: format!("the page data of {:#x}-{:#x}", record.start, record.end) });
-        }
-    }
+    verify_data(file, &image)?;
     Ok(image)
+}
+
+/// Checks the page data of `image`, which was read from `file`.
+pub(crate) fn verify_data(file: &File, image: &Image) -> Result<(), ImageError> {
+    let next = AtomicU64::new(0);
+    let check = || {
+        let mut buffer = vec![0; BLOCK as usize];
+        loop {
+            let number = next.fetch_add(1, Relaxed);
+            let Some(sum) = image.sums.get(usize::try_from(number).unwrap_or(usize::MAX)) else { return Ok(()) };
+            let (start, end) = block_of(image.header.data_offset, image.header.file_bytes, number);
+            let block = &mut buffer[..(end - start) as usize];
+            file.read_exact_at(block, start).map_err(ImageError::Read)?;
+            if xxh64(block) != *sum {
+                return Err(ImageError::Damaged { what: format!("page data (bytes {start} to {end} of the file)") });
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(image.sums.len());
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, check).ok()).collect();
+        let own = check();
+        let all = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        all.fold(own, Result::and)
+    })
 }
 
 /// Makes the checksums of changed bytes right again, so that tests and the fuzzer get past them.

@@ -32,15 +32,19 @@
 
 #[path = "layout/cpu.rs"]
 pub mod cpu;
+#[path = "layout/data.rs"]
+mod data;
 #[path = "layout/descriptors.rs"]
 pub mod descriptors;
 #[path = "layout/xxh64.rs"]
 pub mod xxh64;
 
+pub use data::{BLOCK, HUGE_PAGE, block_count, block_of, place_data};
+
 /// The first bytes of a [`Header`].
 pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
 /// The version of everything in this file. An image of another version is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Where the engine looks for a hole for the zone first: between the areas that the kernel's address space randomisation
@@ -51,6 +55,8 @@ pub const STAGING_BYTES: u64 = 64 * 1024;
 /// Bytes kept free for [`Handover`]: the kernel allows at most 6 MiB of arguments and environment.
 pub const HANDOVER_BYTES_MAX: u64 = 8 << 20;
 
+/// Exit status of a stub when a variable of the environment cannot be understood.
+pub const EXIT_USAGE: i32 = 2;
 /// Exit status of a stub, and of `crac restore`, when the image does not fit this host, user or build: start cold.
 pub const EXIT_START_COLD: i32 = 20;
 /// Exit status when the image is damaged or its file cannot be trusted.
@@ -130,6 +136,9 @@ pub struct Header {
     pub clock: u32,
     /// One of [`downtime`].
     pub downtime: u32,
+    /// Whether page data have to be read when the process is restored, and may not be mapped: 0 or 1.
+    pub eager: u32,
+    pub reserved: u32,
 
     pub page_size: u32,
     /// Version of the kernel, `major << 16 | minor`.
@@ -169,8 +178,10 @@ pub struct Header {
     pub object_runs: Section,
     /// Addresses of held mutexes, the first of [`OWNERS_MAX`] places; the rest is zero.
     pub owners: Section,
+    /// XXH64 of every block of the page data, see [`block_of`].
+    pub sums: Section,
 }
-const _: () = assert!(size_of::<Header>() == 752 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 776 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// [`Header::clock`].
@@ -323,34 +334,17 @@ pub struct RunRecord {
     pub end: u64,
     /// Where in the image; a multiple of the page size.
     pub data_offset: u64,
-    /// XXH64 of the content.
-    pub data_sum: u64,
+    /// Bytes of the content that are no holes.
+    pub data_bytes: u64,
     pub protection: u32,
     /// Bits of [`run`].
     pub flags: u32,
 }
 const _: () = assert!(size_of::<RunRecord>() == 40 && align_of::<RunRecord>() == 8);
 
-/// The largest piece of a file that one page fault maps at once, on a processor with pages of 4 KiB.
-pub const HUGE_PAGE: u64 = 2 << 20;
-
-/// Where in the image the page data of a run goes whose neighbour in front ends at `free_at`: behind it, at the same distance from
-/// a multiple of the largest power of two that the run is as long as (at most [`HUGE_PAGE`]).
-///
-/// The page cache keeps what was written at once in large folios, aligned in the file. Where file and memory are aligned alike, a
-/// page fault maps a whole one. What is left free is a hole.
-pub const fn place_data(start: u64, end: u64, free_at: u64) -> Option<u64> {
-    let unit = match end.saturating_sub(start).checked_ilog2() {
-        Some(log) if 1 << log < HUGE_PAGE => 1 << log,
-        Some(_) => HUGE_PAGE,
-        None => PAGE,
-    };
-    free_at.checked_add(start.wrapping_sub(free_at) & (unit - 1))
-}
-
 /// [`RunRecord::flags`].
 pub mod run {
-    /// Read into the anonymous mapping instead of being mapped: for stacks that grow.
+    /// Read into the anonymous mapping in any case instead of being mapped: for stacks that grow.
     pub const COPY: u32 = 1;
     /// Anonymous memory of the service, for which `MADV_DONTNEED` has to give zeros.
     pub const ANONYMOUS: u32 = 1 << 1;
@@ -529,12 +523,15 @@ pub struct Handover {
     pub image_inode: u64,
     /// Listening sockets that a supervisor handed over and no recorded descriptor has taken; 0 where there is none.
     pub listeners: Listeners,
+    /// Whether page data were read, and nothing of them is mapped.
+    pub eager: u32,
+    pub reserved: u32,
 }
 /// Descriptors, 0 where there is none.
 pub type Listeners = [i32; LISTENERS_MAX];
 /// How many sockets a supervisor may hand over (sd_listen_fds(3)); those beyond are closed.
 pub const LISTENERS_MAX: usize = 16;
-const _: () = assert!(size_of::<Handover>() == 56 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
+const _: () = assert!(size_of::<Handover>() == 64 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
 
 macro_rules! steps {
     ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {

@@ -6,6 +6,8 @@
 //! name. For memory of the image it maps fresh anonymous memory instead; for all else it is the system call.
 //!
 //! Users of the bare system call are not caught; glibc's own trimming does not rely on zeros.
+//!
+//! After an eager restore memory is what it was, and there is nothing to do.
 #![allow(unsafe_code, reason = "replaces a function of the C library and mappings of the image")]
 
 use std::{
@@ -28,7 +30,7 @@ use crate::{
 /// The table of this life: address and number of [`Range`]s; zero in a life that began cold.
 static RANGES: AtomicUsize = AtomicUsize::new(0);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-/// Whether this life came from an image.
+/// Whether memory of this life is mapped from an image.
 static CAME_BACK: AtomicBool = AtomicBool::new(false);
 /// The image's device and inode as `maps` shows them, once somebody has asked.
 static DEVICE: AtomicUsize = AtomicUsize::new(0);
@@ -126,7 +128,7 @@ pub(crate) fn is_interposed() -> bool {
     std::hint::black_box(madvise as unsafe extern "C" fn(*mut libc::c_void, usize, i32) -> i32 as usize) != 0
 }
 
-/// The image this life came from, as `maps` shows it.
+/// The image that memory of this life is mapped from, as `maps` shows it.
 ///
 /// # Errors
 ///
@@ -150,12 +152,13 @@ pub(crate) fn was_anonymous(start: u64, end: u64) -> bool {
     ranges().is_some_and(|ranges| overlaps(ranges, start as usize, end as usize))
 }
 
-/// In a restored life, before the other threads go on: makes the table from the image's runs.
+/// In a restored life, before the other threads go on: makes the table from the runs that are mapped from the image. There are none
+/// after an eager restore.
 pub(crate) fn install(runs: &[RunRecord]) -> Result<(), Errno> {
     forget();
     let anonymous = || runs.iter().filter(|record| record.flags & run::ANONYMOUS != 0);
     INODE.store(0, Ordering::Release);
-    CAME_BACK.store(true, Ordering::Release);
+    CAME_BACK.store(!runs.is_empty(), Ordering::Release);
     let count = anonymous().count();
     if count == 0 {
         return Ok(());

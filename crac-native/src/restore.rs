@@ -19,7 +19,7 @@ use crac_sys::process;
 
 use crate::{
     exec,
-    image::{Image, ImageError},
+    image::{self, Image, ImageError},
     layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, cpu, setting, xxh64::xxh64},
     manifest::Executable,
 };
@@ -55,6 +55,17 @@ pub struct Mismatch {
     pub verdict: Verdict,
     /// What was expected and what was found.
     pub what: String,
+}
+
+impl From<ImageError> for Mismatch {
+    fn from(error: ImageError) -> Self {
+        let verdict = match &error {
+            ImageError::Version { .. } | ImageError::Read(_) => Verdict::StartCold,
+            ImageError::Inconsistent { .. } => Verdict::Bug,
+            _ => Verdict::Untrusted,
+        };
+        Self { verdict, what: error.to_string() }
+    }
 }
 
 impl fmt::Display for Mismatch {
@@ -94,19 +105,11 @@ impl Restore {
     ///
     /// Every reason at once, the worst verdict first.
     pub fn open_file(path: &Path, file: File, program: Option<&Executable>) -> Result<Self, Vec<Mismatch>> {
-        let one = |verdict, what| vec![Mismatch { verdict, what }];
         let mut mismatches = trust(&file);
         if !mismatches.is_empty() {
             return Err(mismatches);
         }
-        let image = Image::read(&file).map_err(|error| {
-            let verdict = match &error {
-                ImageError::Version { .. } | ImageError::Read(_) => Verdict::StartCold,
-                ImageError::Inconsistent { .. } => Verdict::Bug,
-                _ => Verdict::Untrusted,
-            };
-            one(verdict, error.to_string())
-        })?;
+        let image = Image::read(&file).map_err(|error| vec![Mismatch::from(error)])?;
         mismatches.extend(host(&image));
         mismatches.extend(privileges(&image));
         mismatches.extend(limits(&image));
@@ -123,9 +126,19 @@ impl Restore {
         &self.image
     }
 
+    /// Reads and checks all page data, as an eager restore does on its way, where it is too late for another choice.
+    ///
+    /// # Errors
+    ///
+    /// A part that is damaged, or cannot be read.
+    pub fn verify(&self) -> Result<(), Mismatch> {
+        image::verify_data(&self.file, &self.image).map_err(Mismatch::from)
+    }
+
     /// Becomes the captured process: does not return unless the kernel refuses.
     ///
-    /// `arguments` (without a program name) and `environment` reach the service as its `Restoration`.
+    /// `arguments` (without a program name) and `environment` reach the service as its `Restoration`. With `CRAC_EAGER=on` in the
+    /// environment, all page data are read into memory and checked before the process runs, rather than mapped.
     pub fn exec(
         self,
         arguments: impl IntoIterator<Item = OsString>,

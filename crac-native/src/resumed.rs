@@ -46,7 +46,10 @@ pub(crate) fn take_over(
     freeze::wait_for_arrivals();
     // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
-    let installed = madvise::install(runs);
+    let handover = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
+    // SAFETY: the stub has written the record there.
+    let is_eager = unsafe { handover.read() }.eager != 0;
+    let installed = madvise::install(if is_eager { &[] } else { runs });
     // SAFETY: as above.
     let settings = unsafe { table::<SettingRecord>(header_at, header.settings) };
     // SAFETY: as above.

@@ -197,7 +197,8 @@ impl<'a> Memory<'a> {
                 memory.indirect.push(u8::from(indirect))?;
             }
             let covered = matches!(&memory.runs[first..], [run] if run.start == mapping.start && run.end == mapping.end);
-            if !covered || grows || record.advice != 0 {
+            // `MAP_STACK` stands for advice against huge pages, which matters where page data are read.
+            if !covered || grows || record.advice != 0 || record.flags & libc::MAP_STACK as u32 != 0 {
                 memory.mappings.push(record)?;
             }
         }

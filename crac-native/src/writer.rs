@@ -19,7 +19,7 @@ use crac_sys::{Errno, fs, process};
 use crate::{
     arena::Arena,
     fault::{Fault, Point},
-    layout::{HUGE_PAGE, PAGE, RunRecord, xxh64::Xxh64},
+    layout::{BLOCK, HUGE_PAGE, PAGE, RunRecord, xxh64::Xxh64},
     owners::Owners,
     text::FixedText,
 };
@@ -153,7 +153,8 @@ impl ImageFile {
         fs::write_all_at(self.fd(), bytes, offset)
     }
 
-    /// Writes the memory of a run and notes its checksum. Where most pages are zeros, they become holes.
+    /// Writes the memory of a run, adds it to the checksums and notes how much of it there is. Where most pages are zeros, they
+    /// become holes.
     ///
     /// # Errors
     ///
@@ -164,10 +165,11 @@ impl ImageFile {
         reader: &mut Reader<'_>,
         indirect: bool,
         owners: &mut Owners<'_>,
+        sums: &mut Sums<'_>,
         step: &mut dyn FnMut(u64),
     ) -> Result<(), Errno> {
         let is_writable = run.protection & libc::PROT_WRITE as u32 != 0;
-        self.write_from(run, reader, step, &mut |reader, at, bytes| {
+        self.write_from(run, reader, sums, step, &mut |reader, at, bytes| {
             let memory = reader.memory;
             // SAFETY: the caller's plan says that this part of the run is mapped, and nobody runs who could change that.
             let piece = unsafe { reader.piece(at, bytes, indirect) }?;
@@ -181,7 +183,7 @@ impl ImageFile {
         })
     }
 
-    /// Writes a run of shared memory, and notes its checksum.
+    /// Writes a run of shared memory, as [`write_run`](Self::write_run) does.
     ///
     /// # Errors
     ///
@@ -191,10 +193,11 @@ impl ImageFile {
         run: &mut RunRecord,
         source: Source,
         reader: &mut Reader<'_>,
+        sums: &mut Sums<'_>,
         step: &mut dyn FnMut(u64),
     ) -> Result<(), Errno> {
         let start = run.start;
-        self.write_from(run, reader, step, &mut |reader, at, bytes| match source {
+        self.write_from(run, reader, sums, step, &mut |reader, at, bytes| match source {
             Source::Descriptor(number) => reader.file_piece(number, at, bytes),
             // SAFETY: through the kernel, which answers with an error where nothing is mapped.
             Source::Address(address) => unsafe { reader.piece(address + (at - start), bytes, true) },
@@ -205,22 +208,22 @@ impl ImageFile {
         &mut self,
         run: &mut RunRecord,
         reader: &mut Reader<'_>,
+        sums: &mut Sums<'_>,
         step: &mut dyn FnMut(u64),
         read: &mut Read<'_>,
     ) -> Result<(), Errno> {
-        let mut sum = Xxh64::new();
+        let before = self.written;
         let mut at = run.start;
         while at < run.end {
             let bytes = (PIECE - at % PIECE).min(run.end - at);
             let piece = read(reader, at, bytes)?;
-            let rest = sum.blocks(piece);
-            debug_assert!(rest.is_empty(), "pages are whole blocks");
+            sums.add(run.data_offset + (at - run.start), piece);
             Fault::check(&mut self.fault, Point::Write)?;
             self.write_piece(piece, run.data_offset + (at - run.start))?;
             at += bytes;
             step(self.written);
         }
-        run.data_sum = sum.finish(&[]);
+        run.data_bytes = self.written - before;
         Ok(())
     }
 
@@ -319,6 +322,61 @@ impl Drop for ImageFile {
             // Nothing refers to the name, which says what it is; an error would hide the one that led here.
             let _ = fs::remove_at(self.directory.as_fd(), self.aside_name());
         }
+    }
+}
+
+/// The checksums of page data in the making: data are added in the order in which they lie in the file.
+#[derive(Debug)]
+pub(crate) struct Sums<'a> {
+    sums: &'a mut [u64],
+    complete: usize,
+    current: Xxh64,
+    /// Where in the file the next byte lies.
+    at: u64,
+}
+
+impl<'a> Sums<'a> {
+    /// Sums that are put into `sums`, which has a place for every block, of data from `data_offset` on.
+    pub(crate) fn new(sums: &'a mut [u64], data_offset: u64) -> Self {
+        Self { sums, complete: 0, current: Xxh64::new(), at: data_offset }
+    }
+
+    /// Adds whole pages that lie at `offset`. What was left out before them is a hole.
+    fn add(&mut self, offset: u64, bytes: &[u8]) {
+        static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+        while self.at < offset {
+            self.add_next(&ZEROS);
+        }
+        self.add_next(bytes);
+    }
+
+    fn add_next(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = usize::try_from(BLOCK - self.at % BLOCK).unwrap_or(usize::MAX);
+            let (part, behind) = bytes.split_at(room.min(bytes.len()));
+            let rest = self.current.blocks(part);
+            debug_assert!(rest.is_empty(), "pages are whole blocks of the sum");
+            (self.at, bytes) = (self.at + part.len() as u64, behind);
+            if self.at.is_multiple_of(BLOCK) {
+                self.complete();
+            }
+        }
+    }
+
+    fn complete(&mut self) {
+        if let Some(place) = self.sums.get_mut(self.complete) {
+            *place = self.current.finish(&[]);
+        }
+        (self.complete, self.current) = (self.complete + 1, Xxh64::new());
+    }
+
+    /// All checksums, once everything was added.
+    pub(crate) fn finish(mut self) -> &'a [u64] {
+        if !self.at.is_multiple_of(BLOCK) {
+            self.complete();
+        }
+        debug_assert_eq!(self.complete, self.sums.len(), "every block has been added");
+        self.sums
     }
 }
 

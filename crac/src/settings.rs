@@ -90,6 +90,8 @@ impl Settings {
     /// The first variable that cannot be understood.
     pub(crate) fn resolve(config: &MainConfig, var: impl Fn(&str) -> Option<String>) -> Result<Self, SettingError> {
         let read = Reader { var: &var };
+        // Read by the image that this service may become; a wish that cannot be understood is not to end that life.
+        read.switch(env::EAGER)?;
         let default = Deadlines::default();
         let mut deadlines = default;
         deadlines.hook = read.duration(env::HOOK_DEADLINE, config.hook_deadline)?.unwrap_or(default.hook);
@@ -310,6 +312,7 @@ mod tests {
             ("CRAC_CHECKPOINT_MODE", "rehearse"),
             ("CRAC_CLOCK", "host"),
             ("CRAC_DOWNTIME", "10s"),
+            ("CRAC_EAGER", "1"),
             ("CRAC_CLOCK_CHAOS", "10d"),
             ("CRAC_CLOCK_CHAOS", "+10"),
             ("CRAC_CLOCK_CHAOS", "-99999999999999999999s"),

@@ -1,6 +1,6 @@
 //! What is found while everything stands still, put into the header and the tables of the image.
 
-use crac_core::{Mode, ObstacleKind};
+use crac_core::{Action, Mode, ObstacleKind};
 use crac_sys::{fs, mem::PAGE_SIZE, proc::SmapsEntry, process};
 
 use super::{Stop, Work};
@@ -14,8 +14,8 @@ use crate::{
     findings::ObstacleSink,
     freeze::{self, Frozen, ThreadState},
     layout::{
-        ActionRecord, HANDOVER_BYTES_MAX, Header, MAGIC, OWNERS_MAX, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES,
-        Section, SettingRecord, ThreadRecord, VERSION, ZONE_HINT, clock, cpu, downtime, xxh64::xxh64,
+        ActionRecord, BLOCK, HANDOVER_BYTES_MAX, Header, MAGIC, OWNERS_MAX, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES,
+        Section, SettingRecord, ThreadRecord, VERSION, ZONE_HINT, block_count, clock, cpu, downtime, xxh64::xxh64,
     },
     madvise,
     pages::Pages,
@@ -58,6 +58,7 @@ impl<'a> Work<'a, '_> {
             kcmp: self.options.kcmp,
             duplicate_query: self.options.duplicate_query,
         };
+        let is_eager = self.is_eager();
         let obstacles = &mut self.obstacles;
         let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
         let facts = facts::process(arena, self.options.filters_at_start, obstacles)?;
@@ -72,7 +73,7 @@ impl<'a> Work<'a, '_> {
         facts::interval_timers(&mut settings).map_err(|errno| ("reading interval timers", errno))?;
         settings::changed(threads.map(|(tid, state, _)| (tid, state.name, state.timer_slack_ns)), &mut settings, obstacles)
             .map_err(|errno| ("reading how threads are scheduled", errno))?;
-        if !self.is_interposed {
+        if !self.is_interposed && !is_eager {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
         if let Some(missing) = self.clock.missing {
@@ -112,6 +113,12 @@ impl<'a> Work<'a, '_> {
             clocks: shim::seen(),
             only_here: facts.locked_bytes > 0,
         })
+    }
+
+    /// Whether freed memory could come back with old bytes, and the policy wants an image all the same: one that is read when it is
+    /// restored, whose memory is anonymous as before.
+    fn is_eager(&self) -> bool {
+        !self.is_interposed && self.request.policy.decide(ObstacleKind::AllocatorRaw, "") == Action::Keep
     }
 
     /// Memory: every mapping, every page. In continue mode a copy of the process does this, and `maps` is the original's own
@@ -182,6 +189,8 @@ impl<'a> Work<'a, '_> {
                 Downtime::Frozen => downtime::FROZEN,
                 Downtime::Elapsed => downtime::ELAPSED,
             },
+            eager: u32::from(self.is_eager()),
+            reserved: 0,
             page_size: PAGE_SIZE as u32,
             kernel,
             cpu: cpu::current(),
@@ -203,6 +212,7 @@ impl<'a> Work<'a, '_> {
             objects: Section::default(),
             object_runs: Section::default(),
             owners: Section::default(),
+            sums: Section::default(),
         };
         header.vdso.code_sum = xxh64(self.vdso);
         place(self.manifest.len(), self.stub, &mut header, &mut memory, seen, entries, &mut self.obstacles);
@@ -252,6 +262,9 @@ fn place(
     header.objects = section(size_of_val(&memory.objects.records[..]));
     header.object_runs = section(size_of_val(&memory.objects.runs[..]));
     header.owners = section(8 * OWNERS_MAX);
+    // Where data lie depends on how long the tables are: room for as many holes as data at the most, see `place_data`.
+    let blocks_max = (2 * memory.data_bytes()).div_ceil(BLOCK) + 1;
+    header.sums = section(size_of::<u64>() * blocks_max as usize);
     header.metadata_bytes = offset.next_multiple_of(PAGE);
     header.metadata_offset = ELF_HEADER_BYTES + stub.bytes.len() as u64;
     header.data_offset = header.metadata_offset + header.metadata_bytes;
@@ -259,6 +272,9 @@ fn place(
         Ok(end) => header.file_bytes = end,
         Err(errno) => obstacles.push(ObstacleKind::Image, format_args!("the image would be too large for a file: {errno}")),
     }
+    let blocks = block_count(header.data_offset, header.file_bytes);
+    debug_assert!(blocks <= blocks_max, "there is a place for every sum");
+    header.sums.bytes = size_of::<u64>() as u64 * blocks.min(blocks_max);
     let stub_bytes = stub.memory_bytes;
     let zone_bytes = stub_bytes + header.metadata_bytes + STAGING_BYTES + HANDOVER_BYTES_MAX;
     let taken = entries.iter().map(|entry| (entry.mapping.start, entry.mapping.end));

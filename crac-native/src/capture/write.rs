@@ -17,7 +17,7 @@ use crate::{
     record::{Record, bytes_of},
     stub::ELF_HEADER_BYTES,
     tables::Memory,
-    writer::{ImageFile, Reader},
+    writer::{ImageFile, Reader, Sums},
 };
 
 impl Work<'_, '_> {
@@ -40,17 +40,19 @@ impl Work<'_, '_> {
         reader.instead = memory.stand_in.as_ref().map(|(at, bytes)| (*at, &**bytes));
         let found = self.arena.zeroed::<u64>(OWNERS_MAX).map_err(|errno| ("noting held mutexes", errno))?;
         let mut owners = Owners::new(&tables.threads, found);
+        let blocks = header.sums.bytes as usize / size_of::<u64>();
+        let mut sums = Sums::new(self.arena.zeroed(blocks).map_err(|errno| ("noting checksums", errno))?, header.data_offset);
         for (run, is_indirect) in memory.runs.iter_mut().zip(memory.indirect.iter()) {
             let is_indirect = *is_indirect != 0;
-            let written = image.write_run(run, &mut reader, is_indirect, &mut owners, progress);
+            let written = image.write_run(run, &mut reader, is_indirect, &mut owners, &mut sums, progress);
             written.map_err(|errno| ("writing the memory into the image", errno))?;
         }
         let objects = &mut memory.objects;
         for (run, source) in objects.runs.iter_mut().zip(objects.sources.iter()) {
-            let written = image.write_shared(run, *source, &mut reader, progress);
+            let written = image.write_shared(run, *source, &mut reader, &mut sums, progress);
             written.map_err(|errno| ("writing shared memory into the image", errno))?;
         }
-        let sections: [(&[u8], Section); 15] = [
+        let sections: [(&[u8], Section); 16] = [
             (self.manifest, header.manifest),
             (bytes_of(&memory.mappings), header.mappings),
             (bytes_of(&memory.runs), header.runs),
@@ -66,6 +68,7 @@ impl Work<'_, '_> {
             (bytes_of(&memory.objects.records), header.objects),
             (bytes_of(&memory.objects.runs), header.object_runs),
             (bytes_of(owners.found()), header.owners),
+            (bytes_of(sums.finish()), header.sums),
         ];
         let metadata = self.arena.zeroed::<u8>(header.metadata_bytes as usize).map_err(|errno| ("noting tables", errno))?;
         for (bytes, section) in sections {

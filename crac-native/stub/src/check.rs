@@ -92,7 +92,8 @@ pub fn open(boot: &Boot, start: Start) -> Restore {
     {
         report::exit(EXIT_UNTRUSTED, &[b"the image's header or tables are damaged"]);
     }
-    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd }
+    let eager = header.eager != 0 || crate::eager::is_wanted(start.environment);
+    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager }
 }
 
 /// The checksum of the header with its own field zero.

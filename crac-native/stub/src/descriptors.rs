@@ -15,7 +15,7 @@ mod files;
 #[path = "descriptors/sockets.rs"]
 mod sockets;
 
-pub use sockets::INHERITED_END;
+pub use sockets::{INHERITED_END, variable};
 
 use crate::{
     layout::{

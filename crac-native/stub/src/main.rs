@@ -13,6 +13,7 @@
 mod check;
 mod clear;
 mod descriptors;
+mod eager;
 #[path = "../../src/layout.rs"]
 mod layout;
 mod memory;
@@ -37,6 +38,8 @@ pub struct Restore {
     /// Where the engine reads what happened; valid after [`Step::Clear`].
     pub handover: *mut Handover,
     pub image_fd: i32,
+    /// Whether page data are read rather than mapped.
+    pub eager: bool,
 }
 
 impl Restore {
@@ -91,7 +94,7 @@ extern "C" fn main(start: *const usize) -> ! {
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);
-    let mut handover = Handover { realtime_ns, monotonic_ns, ..Handover::default() };
+    let mut handover = Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.eager), ..Handover::default() };
     if restore.header.clock == layout::clock::TIME_NAMESPACE {
         time_namespace::enter(&restore, &mut handover);
     }

@@ -3,7 +3,7 @@
 use crate::{
     Restore,
     check::{self, Files},
-    clear,
+    clear, eager,
     layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, run},
     objects,
     report::{fail, fail_on},
@@ -11,9 +11,9 @@ use crate::{
     syscall,
 };
 
-const MAP_PRIVATE: usize = 2;
+pub const MAP_PRIVATE: usize = 2;
 const MAP_FIXED: usize = 0x10;
-const MAP_ANONYMOUS: u32 = 0x20;
+pub const MAP_ANONYMOUS: u32 = 0x20;
 const PROT_WRITE: u32 = 2;
 const MADV_GUARD_INSTALL: usize = 102;
 const PR_SET_MM: usize = 35;
@@ -55,6 +55,24 @@ pub fn map(restore: &Restore, files: &Files) {
     for fd in files.fds.iter().filter(|fd| **fd >= 0) {
         check::close(*fd);
     }
+    if restore.eager {
+        eager::lay_out(restore);
+        advise(restore);
+        eager::fill(restore);
+    } else {
+        map_data(restore);
+        advise(restore);
+    }
+    crate::settings::lock(restore);
+    for guard in restore.table::<RangeRecord>(restore.header.guards) {
+        if let Err(errno) = syscall!(sys::SYS_MADVISE, guard.start, guard.end - guard.start, MADV_GUARD_INSTALL) {
+            fail_on(Step::Memory, b"guard region at", guard.start, errno);
+        }
+    }
+}
+
+/// Maps page data over the mappings.
+fn map_data(restore: &Restore) {
     for data in restore.table::<RunRecord>(restore.header.runs) {
         let bytes = data.end - data.start;
         let done = if data.flags & run::COPY != 0 {
@@ -66,6 +84,11 @@ pub fn map(restore: &Restore, files: &Files) {
             fail_on(Step::Memory, b"page data at", data.start, errno);
         }
     }
+}
+
+/// Gives advice again.
+pub fn advise(restore: &Restore) {
+    let mappings = restore.table::<MappingRecord>(restore.header.mappings);
     for mapping in mappings.iter().filter(|mapping| mapping.advice != 0) {
         for (_, number) in advice::NUMBERS.iter().filter(|(bit, _)| mapping.advice & bit != 0) {
             // Advice about huge or mergeable pages may be refused by a kernel without them; wiping must not be.
@@ -73,12 +96,6 @@ pub fn map(restore: &Restore, files: &Files) {
             if let (Err(errno), true) = (given, mapping.advice & advice::WIPE_ON_FORK != 0) {
                 fail_on(Step::Memory, b"advice for the mapping at", mapping.start, errno);
             }
-        }
-    }
-    crate::settings::lock(restore);
-    for guard in restore.table::<RangeRecord>(restore.header.guards) {
-        if let Err(errno) = syscall!(sys::SYS_MADVISE, guard.start, guard.end - guard.start, MADV_GUARD_INSTALL) {
-            fail_on(Step::Memory, b"guard region at", guard.start, errno);
         }
     }
 }
@@ -107,13 +124,13 @@ pub fn tell_kernel(restore: &Restore) {
     }
 }
 
-fn map_at(start: u64, bytes: u64, protection: u32, flags: u32, fd: i32, offset: u64) -> sys::Result<()> {
+pub fn map_at(start: u64, bytes: u64, protection: u32, flags: u32, fd: i32, offset: u64) -> sys::Result<()> {
     let at = syscall!(sys::SYS_MMAP, start, bytes, protection, flags as usize | MAP_FIXED, fd as isize, offset)?;
     if at as u64 == start { Ok(()) } else { Err(sys::Errno(17)) }
 }
 
 /// Reads page data into memory that is already mapped, writable or not.
-fn read_all(fd: i32, start: u64, bytes: u64, offset: u64) -> sys::Result<()> {
+pub fn read_all(fd: i32, start: u64, bytes: u64, offset: u64) -> sys::Result<()> {
     let mut done = 0;
     while done < bytes {
         match syscall!(sys::SYS_PREAD64, fd, start + done, bytes - done, offset + done)? {

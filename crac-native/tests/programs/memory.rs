@@ -5,18 +5,18 @@ use std::{ffi::c_void, fs::File, os::fd::AsRawFd, ptr, slice};
 
 use super::lives;
 
-const PAGE: usize = 4096;
-const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+pub(super) const PAGE: usize = 4096;
+pub(super) const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// A mapping that stays for the life of the process.
-fn map(len: usize, protection: i32, flags: i32, fd: i32) -> *mut u8 {
+pub(super) fn map(len: usize, protection: i32, flags: i32, fd: i32) -> *mut u8 {
     // SAFETY: the kernel chooses the place.
     let at = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, fd, 0) };
     assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
     at.cast()
 }
 
-fn bytes<'a>(at: *mut u8, len: usize) -> &'a mut [u8] {
+pub(super) fn bytes<'a>(at: *mut u8, len: usize) -> &'a mut [u8] {
     // SAFETY: only used for mappings of this file, readable and writable at the time.
     unsafe { slice::from_raw_parts_mut(at, len) }
 }

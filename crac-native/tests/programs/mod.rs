@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "some programs use the C library directly")]
 
 mod clock;
+mod eager;
 mod memory;
 mod refused;
 mod signals;
@@ -31,6 +32,8 @@ pub(crate) fn run(name: &str) {
         "threads" => threads(),
         "discard" => memory::discard(),
         "memory" => memory::memory(),
+        "sizes" => eager::sizes(),
+        "scattered" => eager::scattered(),
         "signals" => signals::signals(),
         "environment" => environment(),
         // The engine is called on a thread of its own in a service; the main thread is one of many.
@@ -78,6 +81,7 @@ fn engine() -> NativeEngine {
     match std::env::var("CRAC_FAULT") {
         Ok(fault) => engine.with_fault(&fault).unwrap(),
         Err(_) => engine
+            .with_interposition(std::env::var_os("CRAC_TEST_NO_MADVISE").is_none())
             .with_pagemap_scan(std::env::var_os("CRAC_TEST_NO_SCAN").is_none())
             .with_nameless_file(std::env::var_os("CRAC_TEST_NO_TMPFILE").is_none())
             .with_duplicate_query(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
@@ -104,7 +108,7 @@ fn lives(mut check: impl FnMut(u64)) {
     }
     // So much to write that there is time to end the copy.
     let _ballast = argument("--kill", None).map(|_| vec![1_u8; 128 << 20]);
-    let policy = Policy::new();
+    let policy: Policy = std::env::var("CRAC_TEST_POLICY").unwrap_or_default().parse().unwrap();
     let mut life: Option<Restoration> = None;
     for generation in 0.. {
         if let Some(life) = &life {

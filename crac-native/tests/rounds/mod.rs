@@ -10,6 +10,7 @@ use std::{
 use libtest_mimic::{Arguments, Trial};
 
 mod clock;
+mod eager;
 mod foreign;
 mod sandbox;
 
@@ -51,6 +52,18 @@ const TESTS: &[(&str, Test)] = &[
     ("a_filesystem_without_nameless_files_will_do", named_file),
     ("an_image_may_be_deleted_while_it_runs", deleted_image),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),
+    ("an_eager_life_is_what_it_was", eager::everything),
+    ("an_eager_life_has_hundreds_of_threads", eager::hundreds_of_threads),
+    ("eager_and_lazy_lives_follow_each_other", eager::in_turns),
+    ("an_eager_life_maps_nothing_of_its_image_and_no_more_than_there_is", eager::nothing_mapped),
+    ("an_eager_life_does_not_fill_holes", eager::scattered),
+    ("an_eager_life_is_captured_in_every_mode", eager::second_images),
+    ("an_eager_restore_finds_a_flipped_bit_that_a_lazy_one_does_not", eager::damage),
+    ("a_wish_that_nobody_understands_is_a_usage_error", eager::setting),
+    ("an_eager_restore_by_nobody", |dir| nobody_rounds(dir, "on")),
+    ("an_eager_restore_works_where_code_is_never_writable", eager::without_writable_code),
+    ("an_eager_restore_works_on_one_processor", eager::alone),
+    ("an_allocator_that_is_not_intercepted_comes_back_eagerly_or_not_at_all", eager::raw_madvise),
     ("waits_are_exact_under_shifted_clocks", clock::matrix),
     ("waits_are_exact_ten_days_back", clock::matrix_backwards),
     ("waits_end_in_the_life_after", clock::across),
@@ -124,14 +137,24 @@ fn image(dir: &Path, generation: usize) -> PathBuf {
 
 /// Captures and restores `generations` times, then lets the last life end in order.
 fn exit_rounds(dir: &Path, name: &str, generations: usize) {
+    exit_rounds_with(dir, name, generations, |_| false);
+}
+
+/// As [`exit_rounds`]; `is_eager` tells which generations are restored eagerly.
+fn exit_rounds_with(dir: &Path, name: &str, generations: usize, is_eager: fn(usize) -> bool) {
+    let restore = |generation| {
+        let mut command = Command::new(image(dir, generation - 1));
+        command.env("CRAC_EAGER", if is_eager(generation) { "on" } else { "off" });
+        command
+    };
     let to = |generation| format!("--image={}", image(dir, generation).display());
     let lines = lines_of(&finish(program(name).arg(to(0))));
     assert_eq!(lines, ["life 0"], "the original runs nothing after the capture");
     for generation in 1..generations {
-        let lines = lines_of(&finish(Command::new(image(dir, generation - 1)).args(["--", &to(generation)])));
+        let lines = lines_of(&finish(restore(generation).args(["--", &to(generation)])));
         assert_eq!(lines, [format!("life {generation}")]);
     }
-    let last = lines_of(&finish(&mut Command::new(image(dir, generations - 1))));
+    let last = lines_of(&finish(&mut restore(generations)));
     assert_eq!(last[..2], [format!("life {generations}"), "done".to_owned()]);
 }
 
@@ -161,6 +184,10 @@ fn without_pagemap_scan(dir: &Path) {
 }
 
 fn as_nobody(dir: &Path) {
+    nobody_rounds(dir, "off");
+}
+
+fn nobody_rounds(dir: &Path, eager: &str) {
     // SAFETY: only asks.
     if unsafe { libc::geteuid() } != 0 {
         println!("skipped: the tests run as an ordinary user already");
@@ -176,7 +203,7 @@ fn as_nobody(dir: &Path) {
     let nobody = |what: &Path| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]).arg(what);
-        command.current_dir("/");
+        command.current_dir("/").env("CRAC_EAGER", eager);
         command
     };
     let to = |generation| format!("--image={}", image(dir, generation).display());

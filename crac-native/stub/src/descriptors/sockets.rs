@@ -294,14 +294,14 @@ fn refused(socket: &Socket, name: &[u8], errno: Errno) -> Errno {
 }
 
 /// The value of a variable; `name` ends in `=`.
-fn variable(mut environment: *const *const u8, name: &[u8]) -> Option<&'static [u8]> {
+pub fn variable(mut environment: *const *const u8, name: &[u8]) -> Option<&'static [u8]> {
     loop {
         // SAFETY: the vector ends with a null.
         let text = unsafe { environment.read() };
         if text.is_null() {
             return None;
         }
-        // SAFETY: each entry is a NUL-terminated string, which lives as long as the handover area.
+        // SAFETY: each entry is a NUL-terminated string, which lives as long as the vector.
         let text = unsafe { core::ffi::CStr::from_ptr(text.cast()) }.to_bytes();
         if let Some(value) = text.strip_prefix(name) {
             return Some(value);
