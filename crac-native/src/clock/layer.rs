@@ -152,7 +152,9 @@ impl Code {
         let taken = Mapping::all(&maps).flatten().map(|mapping| (mapping.start, mapping.end));
         let (len, start) = (bytes.next_multiple_of(PAGE_SIZE), self.start as u64);
         // Below the code: above a program lies the heap, which is to grow.
-        let found = plan::hole(taken, start.saturating_sub(1 << 30).max(16 * PAGE), len as u64, start);
+        // A program's own code begins anywhere in a page.
+        let lowest = (start.saturating_sub(1 << 30) & !(PAGE - 1)).max(16 * PAGE);
+        let found = plan::hole(taken, lowest, len as u64, start);
         let at = found.ok_or("there is no room for trampolines within reach of the C library")? as usize;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: the kernel maps it there only if nothing else is.

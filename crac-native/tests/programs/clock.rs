@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "the test uses the C library directly")]
 
 use std::{
-    mem::{self, MaybeUninit},
+    mem::MaybeUninit,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     ptr,
     sync::{
@@ -350,26 +350,21 @@ fn c_condition(time: Duration) -> u32 {
     until(|| unsafe { libc::pthread_cond_timedwait(condition.as_mut_ptr(), &mut mutex, &end) } == libc::ETIMEDOUT)
 }
 
-/// A function of the C library that the `libc` crate does not know.
-fn symbol<F: Copy>(name: &std::ffi::CStr) -> F {
-    assert_eq!(size_of::<F>(), size_of::<usize>());
-    // SAFETY: the name is NUL-terminated.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    assert!(!found.is_null(), "{name:?}");
-    // SAFETY: of the size of an address, and the caller names the function's type.
-    unsafe { mem::transmute_copy(&found) }
+unsafe extern "C" {
+    // The `libc` crate does not know these. In a static program they cannot be looked up by name.
+    fn pthread_mutex_clocklock(mutex: *mut libc::pthread_mutex_t, clock: libc::clockid_t, until: *const libc::timespec) -> i32;
+    fn pthread_rwlock_clockwrlock(lock: *mut libc::pthread_rwlock_t, clock: libc::clockid_t, until: *const libc::timespec)
+    -> i32;
+    fn sem_clockwait(semaphore: *mut libc::sem_t, clock: libc::clockid_t, until: *const libc::timespec) -> i32;
 }
-
-type Lock<L> = unsafe extern "C" fn(*mut L, libc::clockid_t, *const libc::timespec) -> i32;
 
 fn c_mutex(time: Duration) -> u32 {
     let end = deadline(libc::CLOCK_MONOTONIC, time);
     let mut mutex = libc::PTHREAD_MUTEX_INITIALIZER;
     // SAFETY: nobody else knows it.
     unsafe { libc::pthread_mutex_lock(&mut mutex) };
-    let lock: Lock<libc::pthread_mutex_t> = symbol(c"pthread_mutex_clocklock");
     // SAFETY: a mutex of the default kind waits for its own owner as for any other.
-    until(|| unsafe { lock(&mut mutex, libc::CLOCK_MONOTONIC, &end) } == libc::ETIMEDOUT)
+    until(|| unsafe { pthread_mutex_clocklock(&mut mutex, libc::CLOCK_MONOTONIC, &end) } == libc::ETIMEDOUT)
 }
 
 fn c_lock(time: Duration) -> u32 {
@@ -383,9 +378,8 @@ fn c_lock(time: Duration) -> u32 {
     })
     .join()
     .unwrap();
-    let lock: Lock<libc::pthread_rwlock_t> = symbol(c"pthread_rwlock_clockwrlock");
     // SAFETY: it is never freed.
-    until(|| unsafe { lock(at as *mut _, libc::CLOCK_MONOTONIC, &end) } == libc::ETIMEDOUT)
+    until(|| unsafe { pthread_rwlock_clockwrlock(at as *mut _, libc::CLOCK_MONOTONIC, &end) } == libc::ETIMEDOUT)
 }
 
 fn c_semaphore(time: Duration) -> u32 {
@@ -393,10 +387,9 @@ fn c_semaphore(time: Duration) -> u32 {
     let mut semaphore = MaybeUninit::uninit();
     // SAFETY: an object of this frame.
     assert_eq!(unsafe { libc::sem_init(semaphore.as_mut_ptr(), 0, 0) }, 0);
-    let wait: Lock<libc::sem_t> = symbol(c"sem_clockwait");
     until(|| {
         // SAFETY: initialised above.
-        let waited = unsafe { wait(semaphore.as_mut_ptr(), libc::CLOCK_MONOTONIC, &end) };
+        let waited = unsafe { sem_clockwait(semaphore.as_mut_ptr(), libc::CLOCK_MONOTONIC, &end) };
         waited == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ETIMEDOUT)
     })
 }

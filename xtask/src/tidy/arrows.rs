@@ -12,7 +12,7 @@ use super::Problem;
 use crate::workspace::Package;
 
 /// Each crate of the workspace and those members it may depend on, in every dependency table.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("crac-core", &[]),
     ("crac-sys", &[]),
     ("crac-macros", &[]),
@@ -28,7 +28,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("crac-tests", &ALL),
     ("crac-benches", &ALL),
     ("web-server", &ALL),
-    ("crac-programs", &["crac-core", "crac-native", "crac-sys", "crac-testing"]),
+    ("crac-programs", &["crac-core", "crac-criu", "crac-native", "crac-sys", "crac-testing"]),
+    ("crac-allocators", &["crac-core", "crac-native", "crac-testing"]),
     ("xtask", &["crac-core", "crac-programs", "crac-testing"]),
 ];
 
