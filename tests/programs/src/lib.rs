@@ -22,6 +22,20 @@ pub struct Feature {
     pub fate: Fate,
     /// Whether lives of one image cannot run side by side, because each takes the same address.
     pub is_alone: bool,
+    /// The thread whose stack overflows at the end of a restored life, which dies of it, where that is the feature.
+    pub overflows: Option<&'static str>,
+    /// What becomes of it with CRIU in place of the native engine.
+    pub with_criu: WithCriu,
+}
+
+impl Feature {
+    const fn overflows(self, thread: &'static str) -> Self {
+        Self { overflows: Some(thread), ..self }
+    }
+
+    const fn with_criu(self, with_criu: WithCriu) -> Self {
+        Self { with_criu, ..self }
+    }
 }
 
 /// The parts of the list.
@@ -65,6 +79,24 @@ pub enum Fate {
     Refused(ObstacleKind),
 }
 
+/// What becomes of a feature when CRIU saves the process.
+///
+/// The programs see what the native engine promises: a life that finds something else after CRIU shows that either the program
+/// expects the wrong thing, or CRIU does something else, which is then said here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithCriu {
+    /// It is there in the restored life.
+    Restored,
+    /// The checkpoint is refused, for this reason, and the original goes on.
+    Refused(&'static str),
+    /// It is not as it was, in this way.
+    Changed(&'static str),
+    /// Not tried, for this reason.
+    Untried(&'static str),
+}
+
+use WithCriu::{Changed, Refused as CriuRefuses, Untried};
+
 /// The list.
 pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "anonymous", "private anonymous memory, written, untouched, and read-only"),
@@ -88,6 +120,10 @@ pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "locked-future", "locking of all that is mapped later (`mlockall`)"),
     refused(Area::Memory, "sealed", "sealed mappings (`mseal`)", ObstacleKind::MemoryOther),
     restored(Area::Memory, "main-stack", "the main stack grows beyond what it was, to 5 MiB"),
+    restored(Area::Memory, "main-stack-overflow", "the main stack overflows in a later life: it says so, and dies")
+        .overflows("main"),
+    restored(Area::Memory, "thread-stack-overflow", "the same on a thread")
+        .overflows("deep"),
     restored(Area::Memory, "library-opened", "a library opened at run time (`dlopen`)"),
     restored(Area::Memory, "code-made", "machine code made at run time"),
     refused(Area::Memory, "breakpoint", "a breakpoint or uprobe in the program's text", ObstacleKind::Breakpoint),
@@ -254,13 +290,13 @@ pub const FEATURES: &[Feature] = &[
 ];
 
 const fn restored(area: Area, name: &'static str, what: &'static str) -> Feature {
-    Feature { area, name, what, fate: Fate::Restored, is_alone: false }
+    Feature { area, name, what, fate: Fate::Restored, is_alone: false, overflows: None, with_criu: WithCriu::Restored }
 }
 
 const fn restored_alone(area: Area, name: &'static str, what: &'static str) -> Feature {
-    Feature { area, name, what, fate: Fate::Restored, is_alone: true }
+    Feature { area, name, what, fate: Fate::Restored, is_alone: true, overflows: None, with_criu: WithCriu::Restored }
 }
 
 const fn refused(area: Area, name: &'static str, what: &'static str, kind: ObstacleKind) -> Feature {
-    Feature { area, name, what, fate: Fate::Refused(kind), is_alone: false }
+    Feature { area, name, what, fate: Fate::Refused(kind), is_alone: false, overflows: None, with_criu: WithCriu::Restored }
 }

@@ -39,6 +39,7 @@ mod threads;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn main() {
     match std::env::var("CRAC_TEST_PROGRAM") {
+        Ok(name) if name == driver::RESTORE => driver::restore_by_criu(),
         Ok(name) => lives::run(&name),
         Err(_) => driver::main(),
     }

@@ -2,15 +2,19 @@
 
 use std::{
     fs,
-    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::MetadataExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
-use crac_programs::{FEATURES, Fate, Feature};
-use crac_testing::PATIENCE;
+use crac_criu::{Criu, restore::Restore};
+use crac_programs::{FEATURES, Fate, Feature, WithCriu};
+use crac_testing::{PATIENCE, criu::criu};
 use libtest_mimic::{Arguments, Trial};
 
 use crate::{kernel, lives};
@@ -23,10 +27,19 @@ pub(crate) fn main() {
     })];
     trials.extend(FEATURES.iter().map(|feature| {
         Trial::test(format!("{}::{}", feature.area, feature.name), || {
-            round(feature, &Lab::new());
+            round(feature, &Lab::new(None));
             Ok(())
         })
     }));
+    if let Some(criu) = criu("the suite with CRIU") {
+        trials.extend(FEATURES.iter().map(|feature| {
+            let criu = criu.clone();
+            Trial::test(format!("criu::{}::{}", feature.area, feature.name), || {
+                criu_round(feature, &Lab::new(Some(criu)));
+                Ok(())
+            })
+        }));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -44,23 +57,26 @@ fn round(feature: &Feature, lab: &Lab) {
         println!("skipped: {}: {reason}", feature.name);
         return;
     }
+    let lives_on = |life: Ended| match feature.overflows {
+        Some(thread) => life.has_overflowed(thread),
+        None => life.said(WELL),
+    };
     match feature.fate {
         Fate::Restored => {
             first.said("");
             let start = |image: &str, task| lab.start(&lab.path(image), task);
             if feature.is_alone {
-                start("first", "end").end().said(WELL);
+                lives_on(start("first", "end").end());
                 start("first", "again").end().said("");
             } else {
-                let clones = [start("first", "end"), start("first", "again")];
-                for (clone, word) in clones.into_iter().zip([WELL, ""]) {
-                    clone.end().said(word);
-                }
+                let [one, other] = [start("first", "end"), start("first", "again")];
+                lives_on(one.end());
+                other.end().said("");
             }
             if lab.path("copy").exists() {
-                start("copy", "end").end().said(WELL);
+                lives_on(start("copy", "end").end());
             }
-            start("second", "become").end().said(WELL);
+            lives_on(start("second", "become").end());
         }
         Fate::Refused(kind) => {
             let obstacles: Vec<_> = first.said.lines().filter_map(|line| line.strip_prefix("obstacle ")).collect();
@@ -68,6 +84,32 @@ fn round(feature: &Feature, lab: &Lab) {
             assert!(!obstacles.is_empty() && obstacles.iter().all(named), "expected {kind}: {first:?}");
             assert!(first.is_well && first.said.ends_with("refused\n"), "the original goes on unharmed: {first:?}");
         }
+    }
+}
+
+/// The same program with CRIU: one image, one life after it.
+fn criu_round(feature: &Feature, lab: &Lab) {
+    let first = lab.start(&std::env::current_exe().expect("own path"), feature.name).end();
+    if first.said.starts_with("not here: ") {
+        return;
+    }
+    println!("FIRST {} {:?}", feature.name, first);
+    if first.said.ends_with("refused\n") { return; }
+    let next = lab.restore_by_criu().end();
+    println!("NEXT {} {:?}", feature.name, next);
+}
+
+/// In a process of its own, whose standard streams and end become those of the restored life.
+pub(crate) fn restore_by_criu() -> ! {
+    let directory = std::env::var_os("CRAC_TEST_DIRECTORY").expect("the driver says where");
+    let image = Path::new(&directory).join("first");
+    let criu = Criu::find(std::env::var_os("CRAC_TEST_ENGINE").as_deref().map(Path::new)).expect("the engine is given");
+    let restore = Restore::open(&image, None).expect("an image that fits");
+    let living = restore.bring_back(&criu, vec!["end".into()], Vec::new(), PATIENCE);
+    let status = living.unwrap_or_else(|error| panic!("{error}")).wait().expect("a child of this process");
+    match status.signal() {
+        Some(signal) => panic!("killed by signal {signal}"),
+        None => std::process::exit(status.code().unwrap_or(1)),
     }
 }
 
@@ -109,6 +151,17 @@ struct Ended {
 }
 
 impl Ended {
+    /// Killed by SIGABRT, as the standard library does to itself, once it has named the thread.
+    fn has_overflowed(self, thread: &str) {
+        let Self { status, said, complained, .. } = &self;
+        let names_it = |line: &str| line.starts_with(&format!("thread '{thread}'")) && line.ends_with("has overflowed its stack");
+        let is_abort = status.starts_with(&format!("signal: {}", libc::SIGABRT));
+        assert!(
+            is_abort && said.is_empty() && complained.lines().any(names_it),
+            "{status}, expected {thread} to overflow its stack\n--- said\n{said}\n--- complained\n{complained}"
+        );
+    }
+
     fn said(self, expected: &str) {
         let Self { status, said, complained, .. } = &self;
         assert!(
@@ -118,16 +171,24 @@ impl Ended {
     }
 }
 
-/// A directory of a program's own; it stays after a failure.
-struct Lab(tempfile::TempDir);
+/// A directory of a program's own, which stays after a failure, and what saves it if not the native engine.
+struct Lab {
+    directory: tempfile::TempDir,
+    criu: Option<PathBuf>,
+}
 
 impl Lab {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary directory"))
+    fn new(criu: Option<PathBuf>) -> Self {
+        Self { directory: tempfile::tempdir().expect("a temporary directory"), criu }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.directory.path().join(name)
+    }
+
+    /// Has CRIU restore the first image.
+    fn restore_by_criu(&self) -> Running {
+        self.start(&std::env::current_exe().expect("own path"), RESTORE)
     }
 
     /// Starts an image, which is told what to do, or the program of that name.
@@ -139,7 +200,10 @@ impl Lab {
         let [said, complained] = outputs.each_ref().map(|path| fs::File::create_new(path).expect("a file for what it says"));
         let mut command = Command::new(path);
         command.current_dir(work).stdin(Stdio::null()).stdout(said).stderr(complained);
-        command.env("CRAC_TEST_PROGRAM", task).env("CRAC_TEST_DIRECTORY", self.0.path()).args(["--", task]);
+        command.env("CRAC_TEST_PROGRAM", task).env("CRAC_TEST_DIRECTORY", self.directory.path()).args(["--", task]);
+        if let Some(criu) = &self.criu {
+            command.env("CRAC_TEST_ENGINE", criu);
+        }
         // An image is restored by its owner, who may have been made one by the program.
         let (owner, group) = fs::metadata(path).map(|found| (found.uid(), found.gid())).expect("it is there");
         if owner != 0 && kernel::is_root() {
@@ -149,13 +213,16 @@ impl Lab {
     }
 }
 
+/// The name of a program that restores what CRIU has saved.
+pub(crate) const RESTORE: &str = "restore-by-criu";
+
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.disable_cleanup(true);
-            println!("see {}", self.0.path().display());
+            self.directory.disable_cleanup(true);
+            println!("see {}", self.directory.path().display());
         }
     }
 }

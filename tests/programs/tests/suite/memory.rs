@@ -1,7 +1,7 @@
 //! Private memory of every kind.
 #![allow(unsafe_code, reason = "calls of the C library, and code made at run time")]
 
-use std::{fs::File, hint::black_box, os::unix::fs::FileExt as _};
+use std::{fs::File, hint::black_box, os::unix::fs::FileExt as _, sync::Barrier, thread};
 
 use crate::{
     kernel::{Map, PAGE, PRIVATE, RW, call, field},
@@ -30,6 +30,8 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("locked-future", locked_future),
     ("sealed", sealed),
     ("main-stack", main_stack),
+    ("main-stack-overflow", main_stack_overflow),
+    ("thread-stack-overflow", thread_stack_overflow),
     ("library-opened", library_opened),
     ("code-made", code_made),
     ("breakpoint", breakpoint),
@@ -307,6 +309,43 @@ fn main_stack(lives: Lives) {
     let top = std::ptr::from_ref(&top).addr();
     assert!(deep(top, 1 << 20) < 2 << 20);
     lives.each(|_| assert!(deep(top, 5 << 20) >= 5 << 20))
+}
+
+/// A restored life that overflows its stack is told so by the standard library, as any other: guard pages and alternate signal
+/// stacks are where they were, and its handler finds them.
+fn main_stack_overflow(lives: Lives) {
+    without_core_dump();
+    lives.at_last(overflow).each(|_| {})
+}
+
+/// The same on a thread that has lived through all of it.
+fn thread_stack_overflow(lives: Lives) {
+    static LAST: Barrier = Barrier::new(2);
+    without_core_dump();
+    thread::Builder::new()
+        .name("deep".into())
+        .spawn(|| {
+            LAST.wait();
+            overflow();
+        })
+        .unwrap();
+    lives
+        .at_last(|| {
+            LAST.wait();
+            thread::sleep(crac_testing::PATIENCE);
+        })
+        .each(|_| {})
+}
+
+fn overflow() {
+    let top = black_box(0_u8);
+    deep(std::ptr::from_ref(&top).addr(), usize::MAX);
+}
+
+/// What dies on purpose leaves nothing behind.
+fn without_core_dump() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none).unwrap();
 }
 
 /// Goes as deep as that many bytes of stack below `top`, and says how deep.
