@@ -3,7 +3,8 @@
 //! After a lazy restore, memory that was anonymous is a private mapping of the image file. `MADV_DONTNEED` on it would bring
 //! back the bytes of the checkpoint where allocators expect zeros, and `MADV_FREE` would be refused. This crate therefore
 //! defines the symbol `madvise`: linked into an executable it takes the C library's place for everything that calls it by
-//! name. For memory of the image it maps fresh anonymous memory instead; for all else it is the system call.
+//! name. For memory of the image it maps fresh anonymous memory instead; for all else it is the system call. That splits mappings,
+//! of which a process may have 65 530: from half of them on, memory of the image is overwritten with zeros where it is.
 //!
 //! Users of the bare system call are not caught; glibc's own trimming does not rely on zeros.
 //!
@@ -14,7 +15,7 @@ use std::{
     cell::Cell,
     os::fd::AsFd,
     ptr, slice,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence},
+    sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering, compiler_fence},
 };
 
 use crac_sys::{
@@ -36,6 +37,9 @@ static CAME_BACK: AtomicBool = AtomicBool::new(false);
 static DEVICE: AtomicUsize = AtomicUsize::new(0);
 static INODE: AtomicUsize = AtomicUsize::new(0);
 
+/// See [`room`]; zero: to be counted.
+static ROOM: AtomicIsize = AtomicIsize::new(0);
+
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Range {
@@ -52,15 +56,17 @@ struct Range {
 pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
     let _inside = Inside::enter();
     let start = address.addr();
-    if COUNT.load(Ordering::Acquire) != 0 && matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) {
+    let is_ours = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) && start.is_multiple_of(PAGE_SIZE);
+    if is_ours && COUNT.load(Ordering::Acquire) != 0 {
         let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
         let touched = ranges().is_some_and(|ranges| overlaps(ranges, start, end));
         // The kernel refuses MADV_FREE for anything but anonymous memory, so this tells in one call whether some of the image
         // is left in the range. The content is given up in either case.
         // SAFETY: the caller's promise.
         let still_mapped = touched && unsafe { mem::advise(start, len, libc::MADV_FREE) }.is_err();
-        if still_mapped && let Err(errno) = replace(start, end) {
-            return answer(Err(errno));
+        if still_mapped {
+            // SAFETY: the caller's promise.
+            return answer(unsafe { give_up(start, end, advice) });
         }
     }
     // SAFETY: the caller's promise.
@@ -159,6 +165,7 @@ pub(crate) fn install(runs: &[RunRecord]) -> Result<(), Errno> {
     let anonymous = || runs.iter().filter(|record| record.flags & run::ANONYMOUS != 0);
     INODE.store(0, Ordering::Release);
     CAME_BACK.store(!runs.is_empty(), Ordering::Release);
+    ROOM.store(0, Ordering::Relaxed);
     let count = anonymous().count();
     if count == 0 {
         return Ok(());
@@ -191,6 +198,7 @@ pub(crate) fn touch() {
     CAME_BACK.fetch_or(false, Ordering::SeqCst);
     INODE.fetch_add(0, Ordering::SeqCst);
     COUNT.fetch_add(0, Ordering::SeqCst);
+    ROOM.fetch_add(0, Ordering::SeqCst);
 }
 
 fn ranges() -> Option<&'static [Range]> {
@@ -209,37 +217,120 @@ fn overlaps(ranges: &[Range], start: usize, end: usize) -> bool {
     ranges.get(first).is_some_and(|range| range.start < end)
 }
 
-/// Replaces what is still a mapping of the image within `start..end` by fresh anonymous memory of the same protection.
-fn replace(start: usize, end: usize) -> Result<(), Errno> {
-    let Some(image) = backing_file()? else { return Ok(()) };
-    let mut at = start;
+/// Gives up the content of `start..end`, mapping by mapping: what is still the image's becomes fresh anonymous memory of the same
+/// protection, or zeros where the process would get too many mappings by that; for all else it is the system call.
+///
+/// # Safety
+///
+/// As of [`madvise`].
+unsafe fn give_up(start: usize, end: usize, advice: i32) -> Result<(), Errno> {
+    let Some(image) = backing_file()? else {
+        // SAFETY: the caller's promise.
+        return unsafe { mem::advise(start, end - start, advice) };
+    };
+    let (mut at, mut has_gap) = (start, false);
     while at < end {
         let found = match mapping_at(at) {
             Ok(found) if (found.start as usize) < end => found,
-            Ok(_) => return Ok(()),
-            Err(errno) if errno.number() == libc::ENOENT => return Ok(()),
+            Ok(_) => return Err(Errno::new(libc::ENOMEM)),
+            Err(errno) if errno.number() == libc::ENOENT => return Err(Errno::new(libc::ENOMEM)),
             // The caller must not take the old bytes for zeros.
             Err(errno) => return Err(errno),
         };
+        has_gap |= found.start as usize > at;
         let (from, to) = ((found.start as usize).max(start), (found.end as usize).min(end));
         if (BackingFile { device: found.device, inode: found.inode }) == image {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-            // SAFETY: the caller of madvise gives up the content of its own range, and the mapping there is the image's.
-            let mapped = unsafe { mem::map(from, to - from, found.protection, flags, -1, 0) };
-            match mapped {
-                Ok(_) => {}
-                // Too many mappings: the content is cleared in place.
-                Err(errno) if errno.number() == libc::ENOMEM && found.protection & libc::PROT_WRITE != 0 => {
-                    // SAFETY: mapped and writable, and the caller has given up its content.
-                    unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(from), 0, to - from) };
-                }
-                Err(errno) => return Err(errno),
-            }
+            let is_whole = from == found.start as usize && to == found.end as usize;
+            // SAFETY: the caller's promise; the mapping there is the image's.
+            unsafe { replace(from..to, found.protection, is_whole, advice) }?;
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { mem::advise(from, to - from, advice) }?;
         }
         at = found.end as usize;
     }
+    // As the kernel answers for such a range once it has been through it.
+    if has_gap { Err(Errno::new(libc::ENOMEM)) } else { Ok(()) }
+}
+
+/// Replaces a part of a mapping of the image, or all of it.
+///
+/// # Safety
+///
+/// The range is mapped like that, and its owner gives up its content.
+unsafe fn replace(range: std::ops::Range<usize>, protection: i32, is_whole: bool, advice: i32) -> Result<(), Errno> {
+    // Where nothing can be written, there is no other way than to replace.
+    let is_writable = protection & libc::PROT_WRITE != 0;
+    if is_whole || !is_writable || may_split() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: the caller's promise.
+        match unsafe { mem::map(range.start, range.len(), protection, flags, -1, 0) } {
+            // Too many mappings, in spite of all.
+            Err(errno) if errno.number() == libc::ENOMEM && is_writable => {}
+            answer => return answer.map(drop),
+        }
+    }
+    // What is freed may stay as it is until it is written to.
+    if advice == libc::MADV_DONTNEED {
+        // SAFETY: mapped and writable, and the caller has given up its content.
+        unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(range.start), 0, range.len()) };
+    }
     Ok(())
 }
+
+/// Whether one more mapping may be split. The kernel has a limit (`vm.max_map_count`), beyond which the service could not map
+/// anything any more, so only half of it is taken.
+fn may_split() -> bool {
+    let left = ROOM.load(Ordering::Relaxed);
+    if left > 0 {
+        // Several threads at once take a little more than there is, which the other half makes up for.
+        ROOM.fetch_sub(1, Ordering::Relaxed);
+        return true;
+    }
+    if left < 0 {
+        ROOM.fetch_add(1, Ordering::Relaxed);
+        return false;
+    }
+    // Mappings that cannot be counted can be split no less than before: the kernel itself refuses the last of them.
+    let room = count_mappings().map_or(1, |count| room(count, mappings_max().unwrap_or(MAPPINGS_MAX_USUAL)));
+    ROOM.store(room, Ordering::Relaxed);
+    room > 0
+}
+
+/// How many mappings may be split before they are counted again, each into at most three; if that is none, as a negative number
+/// how many requests go by until then. The service makes mappings as well, so they are counted often.
+fn room(mappings: usize, mappings_max: usize) -> isize {
+    match (mappings_max / 2).saturating_sub(mappings) / 2 {
+        0 => -COUNTED_EVERY,
+        room => isize::try_from(room).unwrap_or(COUNTED_EVERY).min(COUNTED_EVERY),
+    }
+}
+
+fn count_mappings() -> Result<usize, Errno> {
+    let maps = fs::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
+    let mut buffer = [0_u8; 4096];
+    let mut count = 0;
+    loop {
+        let filled = fs::read(maps.as_fd(), &mut buffer)?;
+        if filled == 0 {
+            return Ok(count);
+        }
+        count += buffer.get(..filled).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count();
+    }
+}
+
+/// The kernel's limit of mappings in a process.
+fn mappings_max() -> Option<usize> {
+    let file = fs::open(c"/proc/sys/vm/max_map_count", libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
+    let mut buffer = [0_u8; 32];
+    let filled = fs::read(file.as_fd(), &mut buffer).ok()?;
+    std::str::from_utf8(buffer.get(..filled)?).ok()?.trim().parse().ok()
+}
+
+/// Counting a hundred mappings takes as long as replacing some ten of them.
+const COUNTED_EVERY: isize = 64;
+/// The kernel's own default.
+const MAPPINGS_MAX_USUAL: usize = 65_530;
 
 /// The mapping at `address` or the next above, from the kernel or, before Linux 6.11, from the text of `maps`.
 fn mapping_at(address: usize) -> Result<Mapped, Errno> {
@@ -284,6 +375,16 @@ fn mapping_at(address: usize) -> Result<Mapped, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_the_mappings_are_left_to_the_service() {
+        assert_eq!(room(100, 65_530), COUNTED_EVERY);
+        assert_eq!(room(32_755, 65_530), 5);
+        assert_eq!(room(32_763, 65_530), 1);
+        for crowded in [32_764, 65_530, 70_000] {
+            assert_eq!(room(crowded, 65_530), -COUNTED_EVERY);
+        }
+    }
 
     #[test]
     fn overlap_is_found_at_both_edges() {

@@ -108,6 +108,7 @@ pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "file-data", "a large file mapped to be read: referred to, not copied; its identity is checked"),
     restored(Area::Memory, "file-deleted", "a private mapping of a deleted file, beyond its end too"),
     restored(Area::Memory, "discarded", "memory given back (`MADV_DONTNEED`) reads as zeros, in later lives too"),
+    restored(Area::Memory, "discarded-crowded", "the same in a process with as many mappings as the kernel allows"),
     restored(Area::Memory, "freed", "memory given back lazily (`MADV_FREE`)"),
     restored(Area::Memory, "wiped-on-fork", "`MADV_WIPEONFORK`: comes back empty, as in a fork"),
     restored(Area::Memory, "not-forked", "`MADV_DONTFORK`; in continue mode refused"),

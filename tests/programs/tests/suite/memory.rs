@@ -18,6 +18,7 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("file-data", file_data),
     ("file-deleted", file_deleted),
     ("discarded", discarded),
+    ("discarded-crowded", discarded_crowded),
     ("freed", freed),
     ("wiped-on-fork", wiped_on_fork),
     ("not-forked", not_forked),
@@ -168,6 +169,49 @@ fn discarded(lives: Lives) {
         assert!(map.all(PAGE, 20 * PAGE, 0), "given back: zeros");
         assert!(map.all(0, PAGE, 0xaa) && map.all(20 * PAGE, 64 * PAGE, 0xaa));
         map.fill(PAGE, 20 * PAGE, 0xaa);
+    })
+}
+
+/// Memory of an image is given back by replacing it, which splits mappings, of which a process may have so many.
+fn discarded_crowded(lives: Lives) {
+    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if limit > 1 << 18 {
+        not_here("this kernel allows more mappings than a test should make (`vm.max_map_count`)");
+    }
+    const LEN: usize = 1024 * PAGE;
+    let map = Map::new(LEN, RW, PRIVATE);
+    map.fill(0, LEN, 0xaa);
+    let count = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    // Pages of their own, so that nothing is joined again.
+    let discard = |from: usize, to: usize| {
+        for at in (from..to).step_by(2 * PAGE) {
+            map.advise_part(at, at + PAGE, libc::MADV_DONTNEED).unwrap();
+            assert!(map.all(at, at + PAGE, 0) && map.all(at + PAGE, at + 2 * PAGE, 0xaa), "given back: zeros");
+        }
+    };
+    lives.each(|life| {
+        let before = count();
+        discard(0, LEN / 4);
+        if life == Life::Restored {
+            assert!(count() > before, "what is given back is replaced");
+            // Every other page with another protection is a mapping of its own.
+            let crowd = Map::new((limit + 2) * PAGE, libc::PROT_NONE, PRIVATE | libc::MAP_NORESERVE);
+            let split = |at: usize| call(libc::SYS_mprotect, [crowd.address() + at * PAGE, PAGE, libc::PROT_READ as usize]);
+            let mut pages = (1..limit).step_by(2);
+            let needed = limit.saturating_sub(2 * count()) / 4 + 2;
+            pages.by_ref().take(needed).for_each(|at| drop(split(at).unwrap()));
+            let crowded = count();
+            assert!(crowded > limit / 2 && crowded < limit);
+            discard(LEN / 4, LEN / 2);
+            // It is not counted each time.
+            assert!(count() < crowded + 150, "from half of the limit on nothing is split: {} {crowded}", count());
+            // Up to the very last one.
+            pages.by_ref().find(|at| split(*at).is_err()).expect("the limit is reached");
+            discard(LEN / 2, 3 * LEN / 4);
+            call(libc::SYS_munmap, [crowd.address(), crowd.len()]).unwrap();
+        }
+        discard(3 * LEN / 4, LEN);
+        map.fill(0, LEN, 0xaa);
     })
 }
 
