@@ -6,6 +6,7 @@ mod criu;
 mod demo;
 mod deny;
 mod fuzz;
+mod linked;
 mod measure;
 mod msrv;
 mod setup;

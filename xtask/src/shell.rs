@@ -19,6 +19,18 @@ pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
     command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), args)
 }
 
+/// `command` with the words of `prefix` in front, where it was to be run and with what was set for it.
+pub(crate) fn behind(prefix: &[impl AsRef<OsStr>], command: Command) -> Command {
+    let [first, rest @ ..] = prefix else { return command };
+    let mut whole = Command::new(first);
+    whole.args(rest).arg(command.get_program()).args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        whole.current_dir(directory);
+    }
+    whole.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    whole
+}
+
 /// Runs `command` to its end, its output going where ours goes.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{criu, setup, shell, skips, workspace};
+use crate::{criu, linked, setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,6 +17,9 @@ const NOBODY: u32 = 65534;
 
 /// Crates whose tests call cargo, which lives in somebody's home directory; they have nothing to do with privileges.
 const NEED_CARGO: [&str; 2] = ["crac-macros", "xtask"];
+
+/// Crates whose tests start services and programs, which are run once more under clocks that are far off.
+const SHIFTED: [&str; 2] = ["crac-programs", "crac-tests"];
 
 /// Where `.config/nextest.toml` puts the report, wherever the target directory is.
 const JUNIT: &str = "target/nextest/default/junit.xml";
@@ -49,10 +52,25 @@ pub(crate) fn run() -> Result<()> {
     };
     part("doctests".to_owned(), shell::run(&mut shell::cargo(["test", "--workspace", "--doc", "--quiet"]), DEADLINE));
     let environment = criu::environment()?;
-    part(format!("tests as {me}"), run_as(&me, &[], &environment));
-    match Nobody::new(&target) {
-        Ok(nobody) => part("tests as nobody".to_owned(), run_as("nobody", &NEED_CARGO, &nobody.environment()?)),
+    part(format!("tests as {me}"), run_as(&me, &Selection::AllBut(&[]), &[], &environment));
+    let nobody = Nobody::new(&target);
+    match &nobody {
+        Ok(nobody) => {
+            part("tests as nobody".to_owned(), run_as("nobody", &Selection::AllBut(&NEED_CARGO), &[], &nobody.environment()?));
+        }
         Err(reason) => skip("all tests as nobody", &format!("{reason:#}"))?,
+    }
+    // What follows has nothing to do with privileges: once is enough, and without them if possible.
+    let (who, user, environment) = match &nobody {
+        Ok(nobody) => ("nobody", nobody.prefix()?, nobody.environment()?),
+        Err(_) => (me.as_str(), Vec::new(), environment),
+    };
+    for (name, prefix, shift) in clocks()? {
+        let environment: Vec<_> = environment.iter().cloned().chain(shift).collect();
+        part(name.to_owned(), run_as(who, &Selection::Only(&SHIFTED), prefix, &environment));
+    }
+    for (name, result) in linked::run(&target, &user)? {
+        part(name, result);
     }
     if uid != "0" {
         skip("all tests as root", &format!("started by {me}"))?;
@@ -91,18 +109,60 @@ pub(crate) fn skip(name: &str, reason: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests of all crates but `without`, in the environment changed by `environment`.
-fn run_as(who: &str, without: &[&str], environment: &[(String, OsString)]) -> Result<()> {
+/// Crates by name.
+enum Selection<'a> {
+    AllBut(&'a [&'a str]),
+    Only(&'a [&'a str]),
+}
+
+/// Ten days ahead of the kernel, and ten behind. The second needs a kernel that was started before that, or looks like it.
+type Clocks = (&'static str, &'static [&'static str], [(String, OsString); 2]);
+
+fn clocks() -> Result<Vec<Clocks>> {
+    const DAY: i64 = 86_400;
+    let shift = |days: i64| {
+        let variable = |name: &str, value: String| (name.to_owned(), OsString::from(value));
+        [variable("CRAC_CLOCK_CHAOS", format!("{days:+}d")), variable("CRAC_TEST_SHIFT", (days * DAY).to_string())]
+    };
+    let mut clocks: Vec<Clocks> = vec![("tests ten days ahead", &[], shift(10))];
+    let behind = "tests ten days behind";
+    let uptime = std::fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
+    let uptime: f64 = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok()).context("/proc/uptime")?;
+    // What `unshare` makes, its children are in.
+    const ENTER: &[&str] = &["unshare", "--time", "--fork", "--kill-child", "--monotonic", "950400", "--boottime", "950400"];
+    if uptime > (11 * DAY) as f64 {
+        clocks.push((behind, &[], shift(-10)));
+    } else if shell::succeeds(&mut shell::behind(ENTER, Command::new("true"))) {
+        clocks.push((behind, ENTER, shift(-10)));
+    } else {
+        skip(behind, "this machine was started less than eleven days ago, and unshare(1) cannot make a time namespace here")?;
+    }
+    Ok(clocks)
+}
+
+/// Runs the tests of some crates, in the environment changed by `environment`, `prefix` in front of the command.
+fn run_as(who: &str, selection: &Selection<'_>, prefix: &[&str], environment: &[(String, OsString)]) -> Result<()> {
     let has_nextest = shell::is_installed("cargo-nextest");
-    let mut command = if has_nextest {
-        // A filter rather than `--exclude`: with fewer packages cargo may choose other features and build all anew.
-        let filter = without.iter().fold("all()".to_owned(), |filter, name| format!("{filter} - package({name})"));
+    let command = if has_nextest {
+        // A filter rather than `--exclude` or `--package`: with fewer packages cargo may choose other features and build all anew.
+        let filter = match selection {
+            Selection::AllBut(names) => names.iter().fold("all()".to_owned(), |all, name| format!("{all} - package({name})")),
+            Selection::Only(names) => names.iter().fold("none()".to_owned(), |none, name| format!("{none} + package({name})")),
+        };
         shell::cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--filterset", &filter])
     } else {
-        let mut command = shell::cargo(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
-        command.args(without.iter().flat_map(|name| ["--exclude", name]));
+        let mut command = shell::cargo(["test", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+        match selection {
+            Selection::AllBut(names) => {
+                command.arg("--workspace").args(names.iter().flat_map(|name| ["--exclude", name]));
+            }
+            Selection::Only(names) => {
+                command.args(names.iter().flat_map(|name| ["--package", name]));
+            }
+        }
         command
     };
+    let mut command = shell::behind(prefix, command);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     if !has_nextest {
         let (output, result) = shell::tee(command.args(["--", "--show-output"]), DEADLINE)?;
@@ -157,9 +217,15 @@ impl Nobody {
 
     /// The environment in which cargo and nextest start each test as nobody.
     fn environment(&self) -> Result<Vec<(String, OsString)>> {
+        Ok(vec![(format!("CARGO_TARGET_{}_RUNNER", self.triple), self.prefix()?.join(" ").into())])
+    }
+
+    /// What stands in front of a command that is to run as nobody.
+    fn prefix(&self) -> Result<Vec<String>> {
         let home = self.home.to_str().context("the temporary directory is not text")?;
-        let runner = format!("setpriv {} env -u XDG_RUNTIME_DIR HOME={home} TMPDIR={home} USER=nobody", self.setpriv().join(" "));
-        Ok(vec![(format!("CARGO_TARGET_{}_RUNNER", self.triple), runner.into())])
+        let environment = ["env", "-u", "XDG_RUNTIME_DIR", &format!("HOME={home}"), &format!("TMPDIR={home}"), "USER=nobody"];
+        let setpriv = std::iter::once("setpriv".to_owned()).chain(self.setpriv());
+        Ok(setpriv.chain(environment.map(str::to_owned)).collect())
     }
 
     fn setpriv(&self) -> [String; 5] {
@@ -184,7 +250,7 @@ fn remember(skipped: String) {
     SKIPPED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(skipped);
 }
 
-fn remember_all(who: &str, skipped: &BTreeSet<String>) {
+pub(crate) fn remember_all(who: &str, skipped: &BTreeSet<String>) {
     skipped.iter().for_each(|line| remember(format!("{line} (as {who})")));
 }
 

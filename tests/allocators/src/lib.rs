@@ -1,1 +1,1 @@
-//! Nothing but tests: one program for every allocator, in a package of its own because some of them are C.
+//! Nothing but tests: memory through many lives, with every allocator. A package of its own because some of those are C.

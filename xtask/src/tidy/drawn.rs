@@ -1,7 +1,7 @@
 //! What the documentation shows of the code - the chart of states, the list of obstacles - is drawn from the code.
 
 use crac_core::ObstacleKind;
-use crac_programs::{Area, FEATURES, Fate};
+use crac_programs::{Area, FEATURES, Fate, WithCriu};
 
 use super::Problem;
 
@@ -47,9 +47,16 @@ fn features() -> String {
                 Fate::Restored => "restored".to_owned(),
                 Fate::Refused(kind) => format!("refused: `{kind}`"),
             };
-            format!("| {} | {} | `{}` |\n", feature.what, fate, feature.name)
+            let with_criu = match feature.with_criu {
+                WithCriu::Restored => "restored".to_owned(),
+                WithCriu::Refused(reason) => format!("refused: {reason}"),
+                WithCriu::Changed(how) => format!("**no**: {how}"),
+                WithCriu::Unexamined => "comes back, not looked into".to_owned(),
+                WithCriu::Untried(reason) => format!("not tried: {reason}"),
+            };
+            format!("| {} | {} | {} | `{}` |\n", feature.what, fate, with_criu, feature.name)
         });
-        format!("## {area}\n\n| what | fate | program |\n|---|---|---|\n{}", rows.collect::<String>())
+        format!("## {area}\n\n| what | native engine | CRIU | program |\n|---|---|---|---|\n{}", rows.collect::<String>())
     };
     Area::ALL.map(part).join("\n").trim_end().to_owned()
 }

@@ -152,3 +152,22 @@ pub(crate) fn field(path: &str, label: &str) -> String {
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// Has the kernel put a uprobe where this program has `function`, in a process of the same program.
+pub(crate) fn probe(process: &std::process::Child, function: usize) -> std::io::Result<OwnedFd> {
+    const PERF_FLAG_FD_CLOEXEC: usize = 8;
+    let kind = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+    let kind: u64 = kind.trim().parse().map_err(std::io::Error::other)?;
+    let maps = std::fs::read("/proc/self/maps")?;
+    let holds = |mapping: &crac_sys::proc::Mapping<'_>| (mapping.start..mapping.end).contains(&(function as u64));
+    let mapping = crac_sys::proc::Mapping::all(&maps).flatten().find(holds).expect("a function of this program");
+    let path = std::ffi::CString::new(std::env::current_exe()?.into_os_string().into_encoded_bytes())?;
+    // struct perf_event_attr as of PERF_ATTR_SIZE_VER1.
+    let mut attributes = [0_u64; 9];
+    attributes[0] = kind | (size_of_val(&attributes) as u64) << 32;
+    attributes[7] = path.as_ptr().expose_provenance() as u64;
+    attributes[8] = function as u64 - mapping.start + mapping.offset;
+    let attributes = attributes.as_ptr().expose_provenance();
+    let args = [attributes, process.id() as usize, usize::MAX, usize::MAX, PERF_FLAG_FD_CLOEXEC];
+    made(libc::SYS_perf_event_open, args).map_err(|errno| std::io::Error::from_raw_os_error(errno.number()))
+}

@@ -36,6 +36,7 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("library-opened", library_opened),
     ("code-made", code_made),
     ("breakpoint", breakpoint),
+    ("uprobe", uprobe),
 ];
 
 fn anonymous(lives: Lives) {
@@ -449,4 +450,22 @@ fn breakpoint(lives: Lives) {
         memory.read_exact_at(&mut found, at).unwrap();
         assert_eq!(found, [0xcc]);
     })
+}
+
+/// Where the driver says that the probe is set, or why not.
+pub(crate) const PROBED: &str = "probed";
+
+/// What the probe of [`uprobe`] is set on.
+#[inline(never)]
+pub(crate) extern "C" fn probed() -> u64 {
+    black_box(7)
+}
+
+/// A trap that somebody else has set, by way of the kernel, and that has been met.
+fn uprobe(lives: Lives) {
+    let answer = crac_testing::wait_until("the probe", || std::fs::read_to_string(format!("../{PROBED}")).ok());
+    if !answer.is_empty() {
+        not_here(&format!("no uprobes for this user: {answer}"));
+    }
+    lives.each(|_| assert_eq!(probed(), 7))
 }
