@@ -16,8 +16,9 @@ struct Tool {
     is_there: fn(&str) -> bool,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool { program: "cc", package: "gcc", is_there: shell::is_installed },
+    Tool { program: "c++", package: "g++", is_there: shell::is_installed },
     Tool { program: "gdb", package: "gdb", is_there: shell::is_installed },
     Tool { program: "setpriv", package: "util-linux", is_there: shell::is_installed },
     Tool { program: "initdb", package: "postgresql", is_there: is_postgres_there },

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use crac_core::{CaptureRequest, Captured, Engine as _, ImageId, ImageMetadata, Mode, Policy, Restoration};
@@ -19,6 +20,9 @@ const GENERATIONS: u64 = 25;
 const THREADS: usize = 3;
 /// Rounds of a thread in each life.
 const ROUNDS: u64 = 12;
+/// The program that does not end soon, by the value of the variable that names it.
+const LASTING: &str = "lasting";
+const PAUSE: Duration = Duration::from_millis(25);
 const BLOCKS: usize = 100;
 const BLOCK_MAX: usize = 256 << 10;
 static ZEROS: [u8; BLOCK_MAX] = [0; BLOCK_MAX];
@@ -31,8 +35,15 @@ pub(crate) fn main(environment: &'static [(&str, &str)]) {
         generations(environment);
         Ok(())
     };
-    let trial = Trial::test("zeroed_memory_is_zero_and_nothing_grows_over_25_generations", generations);
-    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+    let lasting = move || {
+        lasting(environment);
+        Ok(())
+    };
+    let trials = vec![
+        Trial::test("zeroed_memory_is_zero_and_nothing_grows_over_25_generations", generations),
+        Trial::test("zeroed_memory_is_zero_for_ten_seconds_after_a_restore", lasting),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 /// What a life tells about itself.
@@ -79,6 +90,20 @@ fn generations(environment: &[(&str, &str)]) {
     assert!(late.mappings <= 4000, "vm.max_map_count is 65530: {sizes:?}");
 }
 
+/// One restored life that goes on for as long as allocators take to give memory back by themselves.
+fn lasting(environment: &[(&str, &str)]) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = directory.path().join("image");
+    let own = std::env::current_exe().expect("own path");
+    for (program, to) in [(&own, Some(&image)), (&image, None)] {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).env("CRAC_TEST_PROGRAM", LASTING).envs(environment.iter().copied());
+        let output = command.arg("--").args(to).output().expect("it starts");
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}\n{complained}", output.status);
+    }
+}
+
 /// One life after the other; ends in the one that is told no image.
 fn program() {
     // A thread that panics ends the life, rather than to be waited for.
@@ -87,6 +112,7 @@ fn program() {
         complain(panic);
         std::process::exit(101)
     }));
+    let is_lasting = std::env::var("CRAC_TEST_PROGRAM").is_ok_and(|value| value == LASTING);
     let rounds: Arc<Vec<AtomicU64>> = Arc::new((0..THREADS).map(|_| AtomicU64::new(0)).collect());
     for number in 0..THREADS {
         let rounds = rounds.clone();
@@ -96,12 +122,20 @@ fn program() {
             loop {
                 round(&mut random, &mut kept);
                 rounds[number].fetch_add(1, SeqCst);
+                if is_lasting {
+                    // Memory is given back while nothing happens.
+                    std::thread::sleep(PAUSE);
+                }
             }
         });
     }
     let (engine, policy) = (NativeEngine::new(), Policy::new());
     let mut life: Option<Restoration> = None;
     for generation in 0.. {
+        if is_lasting && generation > 0 {
+            // That the time passes, with the other threads at work, is what is looked at.
+            std::thread::sleep(Duration::from_secs(10));
+        }
         let before: Vec<u64> = rounds.iter().map(|count| count.load(SeqCst)).collect();
         while rounds.iter().zip(&before).any(|(count, before)| count.load(SeqCst) < before + ROUNDS) {
             std::thread::yield_now();

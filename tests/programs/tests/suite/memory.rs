@@ -18,6 +18,7 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("file-data", file_data),
     ("file-deleted", file_deleted),
     ("discarded", discarded),
+    ("discarded-bare", discarded_bare),
     ("discarded-crowded", discarded_crowded),
     ("freed", freed),
     ("wiped-on-fork", wiped_on_fork),
@@ -170,6 +171,19 @@ fn discarded(lives: Lives) {
         assert!(map.all(PAGE, 20 * PAGE, 0), "given back: zeros");
         assert!(map.all(0, PAGE, 0xaa) && map.all(20 * PAGE, 64 * PAGE, 0xaa));
         map.fill(PAGE, 20 * PAGE, 0xaa);
+    })
+}
+
+/// Nothing stands between such a call and the kernel, for which the memory is a file's.
+fn discarded_bare(lives: Lives) {
+    let map = Map::new(4 * PAGE, RW, PRIVATE);
+    let is_lazy = std::env::var_os("CRAC_TEST_ENGINE").is_none();
+    lives.each(|life| {
+        map.fill(0, 4 * PAGE, 0xaa);
+        call(libc::SYS_madvise, [map.address(), map.len(), libc::MADV_DONTNEED as usize]).unwrap();
+        let expected = if life == Life::Restored && is_lazy { 0xaa } else { 0 };
+        assert!(map.all(0, 4 * PAGE, expected));
+        map.fill(0, 4 * PAGE, 0xaa);
     })
 }
 
