@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{shell, skips, test};
+use crate::{shell, skips, test, workspace};
 
 /// Building the few crates below the suite, or running it once.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -63,13 +63,25 @@ pub(crate) fn run(target: &Path, prefix: &[String]) -> Result<Vec<(String, Resul
     Ok(all.iter().map(|linked| (linked.name.to_owned(), linked.run(prefix))).collect())
 }
 
+/// Runs all of them as whoever asks.
+///
+/// # Errors
+///
+/// One cannot be built, or its tests failed.
+pub(crate) fn tell() -> Result<()> {
+    let target = workspace::metadata()?.target_directory;
+    let failed: Vec<String> =
+        run(&target, &[])?.into_iter().filter_map(|(name, result)| Some(format!("{name}: {:#}", result.err()?))).collect();
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join("; ")) }
+}
+
 const MESSAGES: [&str; 2] = ["--message-format", "json-render-diagnostics"];
 
 impl Linked {
     fn run(&self, prefix: &[String]) -> Result<()> {
         for tests in self.tests {
             let mut command = Command::new(&self.program);
-            command.args(["--skip", "criu::", tests]).current_dir(crate::workspace::root());
+            command.args(["--skip", "criu::", tests]).current_dir(workspace::root());
             let (output, result) = shell::tee(&mut shell::behind(prefix, command), DEADLINE)?;
             test::remember_all(self.name, &skips::find(&output));
             result?;

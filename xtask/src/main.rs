@@ -28,6 +28,7 @@ usage: cargo xtask <task>
                    documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
+  linked           the part of `test` that runs the programs of its suite in executables that are linked in other ways
   bench            measure all of the next, up to 20 minutes, and write docs/benchmarks.md
   bench PART...    measure only these and print them:
         restore    start to first answer, to the hundredth, to the last page read: each engine, cold start, floor; checkpoints
@@ -63,6 +64,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["tidy"] => tidy::run(tidy::Drawn::Check),
         ["tidy", "--write"] => tidy::run(tidy::Drawn::Write),
         ["test"] => test::run(),
+        ["linked"] => linked::tell(),
         ["fuzz"] => fuzz::run(60),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         ["deny"] => deny::run(),
