@@ -40,7 +40,8 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let account = if args.outside {
         outside::rehearse(&endpoint, deadline)?
     } else {
-        checkpoint::follow(&endpoint, &ControlRequest::Checkpoint { mode: Mode::Rehearse, image: None }, deadline)?
+        let request = ControlRequest::Checkpoint { mode: Mode::Rehearse, image: None, data_only: false };
+        checkpoint::follow(&endpoint, &request, deadline)?
     };
     match account.into_last() {
         Some(Last::Report(report)) => {

@@ -54,6 +54,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["becomes", "encrypt_to"])]
     outside: bool,
 
+    /// The image holds data alone: programs and libraries are mapped from their files when it is restored, which only `crac restore`
+    /// and `crac run` can do. For hosts where an image may not be executed; on a file system mounted noexec it is the default.
+    #[arg(long, conflicts_with = "outside")]
+    data_only: bool,
+
     /// Encrypt the image to this age recipient (`age1...`), several if given again. It is in memory until it is encrypted; default
     /// name: NAME.crac.age.
     #[arg(long, value_name = "RECIPIENT", conflicts_with = "becomes")]
@@ -91,7 +96,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let account = if args.outside {
         outside::checkpoint(&endpoint, mode, &image, deadline)?
     } else {
-        follow(&endpoint, &ControlRequest::Checkpoint { mode, image: Some(written) }, deadline)?
+        let request = ControlRequest::Checkpoint { mode, image: Some(written), data_only: args.data_only };
+        follow(&endpoint, &request, deadline)?
     };
     let mut outcome = conclude(&endpoint, &before, mode, image, account);
     if let (Some((envelope, plain)), Ending::Taken) = (plain, &outcome.ending) {

@@ -82,7 +82,7 @@ impl Fitting {
         match self {
             Self::Native(image) => {
                 let error = image.exec(arguments, environment);
-                let what = format!("it cannot be executed: {error}; is its file system mounted noexec?");
+                let what = format!("it cannot be brought to life: {error}");
                 Reason { exit: Exit::StartCold, what }
             }
             Self::Criu(image) => criu::become_it(*image, arguments, environment),
@@ -110,7 +110,6 @@ pub(crate) fn open(path: &Path, program: Option<&Path>, demands: &Demands) -> Re
         Exit::Failed => vec![Reason { exit: Exit::StartCold, ..reason }],
         _ => vec![reason],
     })?;
-    let file = executable(file).map_err(|reason| vec![reason])?;
     // First: nothing of what is in the file is believed before.
     check_signature(path, &file, demands).map_err(|reason| vec![reason])?;
     let opened = Restore::open_file(path, file, program.as_ref());
@@ -121,20 +120,6 @@ pub(crate) fn open(path: &Path, program: Option<&Path>, demands: &Demands) -> Re
         return Err(unmet.into_iter().map(|what| Reason { exit: Exit::StartCold, what }).collect());
     }
     Ok(Fitting::Native(Box::new(image)))
-}
-
-/// The image open at `file`, or a copy of it in memory where its file system is mounted `noexec`.
-fn executable(file: File) -> Result<File, Reason> {
-    let failed = |error: io::Error| Reason { exit: Exit::StartCold, what: format!("it cannot be copied into memory: {error}") };
-    let mount = rustix::fs::fstatvfs(&file).map_err(|errno| failed(errno.into()))?;
-    if !mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
-        return Ok(file);
-    }
-    // The copy is this user's own; whether the original can be trusted has to be asked before.
-    match crac_native::restore::trust(&file).into_iter().next() {
-        Some(mismatch) => Err(mismatch.into()),
-        None => sealed::copy_to_memory(&file).map_err(failed),
-    }
 }
 
 /// Opens the image at `path`, an encrypted one decrypted in memory. Others must not have been able to write what is decrypted:
@@ -334,6 +319,9 @@ impl Inspection {
         field("arguments", &manifest.arguments.join(" "));
         field("captured", &format_args!("{}, on {}, process {}", utc(manifest.captured_s), manifest.host, manifest.pid));
         field("kernel", &manifest.kernel);
+        let form =
+            if manifest.data_only { "data alone; code is that of the files below" } else { "a program, with all code in it" };
+        field("form", &form);
         field("clocks", &clocks(&manifest.clock, &manifest.downtime));
         let sizes = [self.disk_bytes, self.file_bytes, self.data_bytes].map(output::mib);
         field("size", &format_args!("{} on disk, {} long, {} of memory", sizes[0], sizes[1], sizes[2]));

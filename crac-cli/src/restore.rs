@@ -4,7 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use crate::{demands::Demands, env, exit::Exit, failure::Failure, image};
 
-/// Become the service that was saved into an image, in the foreground. `./IMAGE -- ARGS...` does the same.
+/// Become the service that was saved into an image, in the foreground. `./IMAGE -- ARGS...` does the same where
+/// an image may be executed; this command also restores those that may not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The image.

@@ -13,7 +13,10 @@ use std::{
 };
 
 use age::{DecryptError, Decryptor, Encryptor, Identity, Recipient, x25519};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    io::Errno,
+};
 
 use crate::{exit::Exit, failure::Failure};
 
@@ -26,18 +29,22 @@ pub(crate) fn is_sealed(file: &File) -> bool {
     file.read_exact_at(&mut start, 0).is_ok() && start == MAGIC
 }
 
-/// An empty file in memory, which only this user can open and which may be executed.
+/// An empty file in memory, which only this user can open and which may be executed where any may.
 ///
 /// # Errors
 ///
 /// As memfd_create(2).
 pub(crate) fn in_memory() -> io::Result<File> {
     let name = CString::new("crac-image")?;
-    let memfd = memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
+    let (memfd, mode) = match memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
+        // Where `vm.memfd_noexec` is 2.
+        Err(Errno::ACCESS) => (memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)?, 0o600),
         // Before Linux 6.3 all of them may be executed.
-        .or_else(|_| memfd_create(&name, MemfdFlags::CLOEXEC))?;
+        Err(_) => (memfd_create(&name, MemfdFlags::CLOEXEC)?, 0o700),
+        Ok(memfd) => (memfd, 0o700),
+    };
     let file = File::from(memfd);
-    file.set_permissions(Permissions::from_mode(0o700))?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     Ok(file)
 }
 
@@ -71,19 +78,6 @@ pub(crate) fn open(file: &File, identities: &[PathBuf]) -> Result<File, String> 
     let mut reader = decryptor.decrypt(known.iter().map(|identity| &**identity)).map_err(|error| words(&error))?;
     let plain = in_memory().map_err(|error| format!("there is no memory for the decrypted image: {error}"))?;
     copy_sparse(&mut reader, &plain).map_err(failed)?;
-    Ok(plain)
-}
-
-/// Copies the image open at `file` into memory, where it may be executed although its file system does not allow that.
-///
-/// # Errors
-///
-/// As reading, or as memfd_create(2).
-pub(crate) fn copy_to_memory(file: &File) -> io::Result<File> {
-    let mut source = file.try_clone()?;
-    source.rewind()?;
-    let plain = in_memory()?;
-    copy_sparse(&mut BufReader::with_capacity(1 << 20, source), &plain)?;
     Ok(plain)
 }
 

@@ -40,6 +40,9 @@ pub enum ControlRequest {
         mode: Mode,
         /// Where the image goes; absolute. Without it, where the service was told to put images.
         image: Option<PathBuf>,
+        /// Whether the image is to hold data alone.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        data_only: bool,
     },
     /// Everything up to the capture; then the service stands still until the client, who captures it, has said how it ended. With
     /// [`Mode::Rehearse`] a check.
@@ -129,7 +132,10 @@ mod tests {
     fn requests_read_as_documented() {
         let text = r#"{"do":"checkpoint","mode":"exit","image":"/srv/orders.crac"}"#;
         let request: ControlRequest = serde_json::from_str(text).unwrap();
-        assert_eq!(request, ControlRequest::Checkpoint { mode: Mode::Exit, image: Some("/srv/orders.crac".into()) });
+        assert_eq!(
+            request,
+            ControlRequest::Checkpoint { mode: Mode::Exit, image: Some("/srv/orders.crac".into()), data_only: false }
+        );
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         assert!(serde_json::from_str::<ControlRequest>(r#"{"do":"reboot"}"#).is_err());
     }

@@ -75,7 +75,7 @@ impl Coordinator {
     fn admit(&self, request: &CheckpointRequest, recursive: bool, round: Option<&RoundData>) -> Admission {
         let needs = self.shared.engine.needs();
         let standing = Standing {
-            running: round.map(|round| (round.request.mode, &round.request.image)),
+            running: round.map(|round| &round.request),
             joinable: round.is_some_and(|round| !round.captured && round.request.outside.is_none()),
             degraded: matches!(self.state, State::Shut | State::Gone),
             modes: needs.modes,
@@ -268,6 +268,7 @@ impl Coordinator {
         round.advanced(RoundProgress::Capture);
         let mode = if rehearse { Mode::Rehearse } else { round.request.mode };
         let request = CaptureRequest::new(round.image.clone(), mode, round.metadata.clone(), &self.shared.policy)
+            .data_only(round.request.data_only)
             .own_descriptors(round.own_descriptors.clone())
             .watch(Arc::new(round.watches.clone()))
             .outside(round.request.outside.clone());

@@ -150,6 +150,8 @@ pub struct CaptureRequest<'a> {
     pub policy: &'a Policy,
     /// Descriptors of this round itself (control connection, ...): left alone in the original, absent in the restored life.
     pub own_descriptors: Vec<i32>,
+    /// Whether the image is to hold data alone, for an engine whose images are programs otherwise.
+    pub data_only: bool,
     /// Who is told how far the capture is.
     pub watch: Arc<dyn CaptureWatch>,
     /// Who takes the snapshot in the engine's place.
@@ -159,13 +161,21 @@ pub struct CaptureRequest<'a> {
 impl<'a> CaptureRequest<'a> {
     /// A request without own descriptors and without a watcher.
     pub fn new(image: PathBuf, mode: Mode, metadata: ImageMetadata, policy: &'a Policy) -> Self {
-        Self { image, mode, metadata, policy, own_descriptors: Vec::new(), watch: Arc::new(Unwatched), outside: None }
+        let (own_descriptors, watch) = (Vec::new(), Arc::new(Unwatched));
+        Self { image, mode, metadata, policy, own_descriptors, data_only: false, watch, outside: None }
     }
 
     /// Sets [`CaptureRequest::own_descriptors`].
     #[must_use]
     pub fn own_descriptors(mut self, descriptors: Vec<i32>) -> Self {
         self.own_descriptors = descriptors;
+        self
+    }
+
+    /// Sets [`CaptureRequest::data_only`].
+    #[must_use]
+    pub fn data_only(mut self, data_only: bool) -> Self {
+        self.data_only = data_only;
         self
     }
 

@@ -21,6 +21,7 @@ use crate::{block_on::block_on_for, engine::Mode, outside::Outside, report::Repo
 pub struct CheckpointRequest {
     pub(crate) mode: Mode,
     pub(crate) image: Option<PathBuf>,
+    pub(crate) data_only: bool,
     pub(crate) own_descriptors: Vec<i32>,
     pub(crate) watch: Option<Arc<dyn RoundWatch>>,
     pub(crate) outside: Option<Arc<dyn Outside>>,
@@ -29,12 +30,19 @@ pub struct CheckpointRequest {
 impl CheckpointRequest {
     /// A checkpoint in `mode` into the context's image path.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, image: None, own_descriptors: Vec::new(), watch: None, outside: None }
+        Self { mode, image: None, data_only: false, own_descriptors: Vec::new(), watch: None, outside: None }
     }
 
     /// Sets the image's path, relative to the working directory of the service.
     pub fn image(mut self, image: impl Into<PathBuf>) -> Self {
         self.image = Some(image.into());
+        self
+    }
+
+    /// Asks for an image that holds data alone: programs and libraries are mapped from their files in a restored life, and a program
+    /// that may be executed does the restore. Engines whose images are no programs do so in any case.
+    pub fn data_only(mut self, data_only: bool) -> Self {
+        self.data_only = data_only;
         self
     }
 
@@ -56,6 +64,12 @@ impl CheckpointRequest {
     pub fn outside(mut self, outside: Arc<dyn Outside>) -> Self {
         self.outside = Some(outside);
         self
+    }
+}
+
+impl CheckpointRequest {
+    fn asks_for_the_same(&self, other: &Self) -> bool {
+        (self.mode, &self.image, self.data_only) == (other.mode, &other.image, other.data_only)
     }
 }
 
@@ -139,8 +153,8 @@ pub(crate) enum Admission {
 /// What an admission is decided upon.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Standing<'a> {
-    /// The round under way: its mode and image.
-    pub(crate) running: Option<(Mode, &'a Option<PathBuf>)>,
+    /// The round under way: what was asked for.
+    pub(crate) running: Option<&'a CheckpointRequest>,
     /// Whether that round has not captured yet, and captures by itself: who joins later would be told of an image that is older
     /// than the request, and the outside takes one image for one who asks.
     pub(crate) joinable: bool,
@@ -169,7 +183,7 @@ pub(crate) fn admit(request: &CheckpointRequest, recursive: bool, standing: Stan
     let joinable = standing.joinable && request.outside.is_none();
     match standing.running {
         None => Admission::Accept,
-        Some((mode, image)) if joinable && mode == request.mode && *image == request.image => Admission::Join,
+        Some(running) if joinable && running.asks_for_the_same(request) => Admission::Join,
         Some(_) => Admission::Deny(Denial::Busy),
     }
 }
@@ -211,7 +225,7 @@ mod tests {
 
     const MODES: &[Mode] = &[Mode::Exit, Mode::Rehearse];
 
-    fn standing(running: Option<(Mode, &Option<PathBuf>)>) -> Standing<'_> {
+    fn standing(running: Option<&CheckpointRequest>) -> Standing<'_> {
         Standing { running, joinable: true, degraded: false, modes: MODES, outside: false }
     }
 
@@ -222,18 +236,22 @@ mod tests {
 
     #[test]
     fn the_same_request_joins_and_another_is_denied() {
-        let here = Some(PathBuf::from("/a"));
-        let running = Some((Mode::Exit, &here));
+        let running = CheckpointRequest::new(Mode::Exit).image("/a");
+        let running = Some(&running);
         assert_eq!(admit(&CheckpointRequest::new(Mode::Exit).image("/a"), false, standing(running)), Admission::Join);
-        for other in [CheckpointRequest::new(Mode::Exit).image("/b"), CheckpointRequest::new(Mode::Rehearse).image("/a")] {
+        for other in [
+            CheckpointRequest::new(Mode::Exit).image("/b"),
+            CheckpointRequest::new(Mode::Rehearse).image("/a"),
+            CheckpointRequest::new(Mode::Exit).image("/a").data_only(true),
+        ] {
             assert_eq!(admit(&other, false, standing(running)), Admission::Deny(Denial::Busy));
         }
     }
 
     #[test]
     fn nobody_joins_a_round_that_has_captured() {
-        let here = Some(PathBuf::from("/a"));
-        let standing = Standing { joinable: false, ..standing(Some((Mode::Exit, &here))) };
+        let running = CheckpointRequest::new(Mode::Exit).image("/a");
+        let standing = Standing { joinable: false, ..standing(Some(&running)) };
         assert_eq!(admit(&CheckpointRequest::new(Mode::Exit).image("/a"), false, standing), Admission::Deny(Denial::Busy));
     }
 
@@ -259,10 +277,10 @@ mod tests {
     fn an_image_from_outside_is_for_one_who_asks_and_not_of_every_engine() {
         let request = CheckpointRequest::new(Mode::Exit).image("/a").outside(Arc::new(Nobody));
         assert_eq!(admit(&request, false, standing(None)), Admission::Deny(Denial::Inside));
-        let here = Some(PathBuf::from("/a"));
+        let running = CheckpointRequest::new(Mode::Exit).image("/a");
         let offers = |running| Standing { outside: true, ..standing(running) };
         assert_eq!(admit(&request, false, offers(None)), Admission::Accept);
-        assert_eq!(admit(&request, false, offers(Some((Mode::Exit, &here)))), Admission::Deny(Denial::Busy));
+        assert_eq!(admit(&request, false, offers(Some(&running))), Admission::Deny(Denial::Busy));
     }
 
     #[test]

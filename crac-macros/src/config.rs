@@ -26,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) checkpoint_signal: Option<String>,
     pub(crate) clock: Option<String>,
     pub(crate) downtime: Option<String>,
+    pub(crate) image_form: Option<String>,
 }
 
 /// tokio's runtime flavors.
@@ -90,6 +91,7 @@ impl Config {
             "checkpoint_signal" => self.checkpoint_signal = Some(value.one_of("signal", &SIGNALS)?),
             "clock" => self.clock = Some(value.one_of("clock", &CLOCKS)?),
             "downtime" => self.downtime = Some(value.one_of("downtime", &DOWNTIMES)?),
+            "image_form" => self.image_form = Some(value.one_of("image form", &IMAGE_FORMS)?),
             other => unreachable!("`{other}` is in NAMES but not read"),
         }
         Ok(())
@@ -280,7 +282,7 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "flavor",
     "worker_threads",
     "name",
@@ -297,11 +299,13 @@ const NAMES: [&str; 16] = [
     "checkpoint_signal",
     "clock",
     "downtime",
+    "image_form",
 ];
 
 const ENGINES: [&str; 3] = ["native", "criu", "sim"];
 const CLOCKS: [&str; 4] = ["auto", "proxy", "timens", "none"];
 const DOWNTIMES: [&str; 2] = ["frozen", "elapsed"];
+const IMAGE_FORMS: [&str; 3] = ["auto", "program", "data-only"];
 
 /// Signals a service can afford to give away. Those with a meaning of their own - faults, job control, the uncatchable - are
 /// left alone.

@@ -88,6 +88,7 @@ fn fields(config: &Config) -> Vec<TokenStream> {
         ("checkpoint_signal", &config.checkpoint_signal),
         ("clock", &config.clock),
         ("downtime", &config.downtime),
+        ("image_form", &config.image_form),
     ];
     let deadlines = [
         ("hook_deadline", config.hook_deadline),

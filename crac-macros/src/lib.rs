@@ -48,6 +48,8 @@
 //!         pub clock: Option<&'static str>,
 //!         /// "frozen" or "elapsed".
 //!         pub downtime: Option<&'static str>,
+//!         /// "auto", "program" or "data-only".
+//!         pub image_form: Option<&'static str>,
 //!     }
 //!
 //!     /// Builds the runtime, attaches it, runs `body` as its root and gives back what it returned.
@@ -105,6 +107,7 @@ use proc_macro2::TokenStream;
 /// | `checkpoint_signal` ✱ | `"SIGUSR2"` and the like | a signal that asks for a checkpoint; default: none |
 /// | `clock` ✱ | `"auto"` (default), `"proxy"`, `"timens"`, `"none"` | how the monotonic clocks go on in a restored life |
 /// | `downtime` ✱ | `"frozen"` (default), `"elapsed"` | what the time until the restore is to them |
+/// | `image_form` ✱ | `"auto"` (default), `"program"`, `"data-only"` | whether images are programs; `auto`: unless they go to a `noexec` mount |
 ///
 /// A duration is a whole number followed by `ms`, `s`, `m` or `h`: `"500ms"`, `"10s"`, `"2m"`.
 ///

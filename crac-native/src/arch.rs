@@ -56,6 +56,18 @@ pub(crate) unsafe extern "C" fn park(resume: *mut Resume, then: unsafe extern "C
     )
 }
 
+/// Loads `stack` into the stack pointer and jumps to `entry`, as the kernel enters a program.
+///
+/// # Safety
+///
+/// `entry` is a program's first instruction, which never returns, and `stack` what it is to find.
+pub(crate) unsafe fn enter(stack: *const usize, entry: u64) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mov rsp, {stack}", "xor ebp, ebp", "jmp {entry}", stack = in(reg) stack, entry = in(reg) entry, options(noreturn))
+    }
+}
+
 /// The code a signal handler returns to: `rt_sigreturn(2)`.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn signal_return() {

@@ -35,12 +35,13 @@ use crate::{
     facts::{self, Problem},
     fault::{Fault, Point},
     findings::ObstacleSink,
+    form::ImageForm,
     freeze::{self, FreezeError, Frozen, ThreadState, Watch},
     layout::Header,
     madvise, manifest, resumed,
     stub::Stub,
     tables::Memory,
-    writer::ImageFile,
+    writer::{self, ImageFile},
 };
 use clocks::ClockPlan;
 use look::Seen;
@@ -70,10 +71,20 @@ pub(crate) fn capture<B: Send + 'static>(
         return Err(EngineError::Refused(vec![obstacle]));
     }
     let clock = ClockPlan::make(options);
-    let (manifest, program) = manifest::prepare(request, clock.kind, options.downtime)?;
+    let data_only = writer::is_data_only(&request.image, if request.data_only { ImageForm::DataOnly } else { options.form });
+    if data_only
+        && request.mode == Mode::Become
+        && madvise::runs_from_image().map_err(failed("looking at this program's file"))?
+    {
+        return Err(EngineError::Failed {
+            what: "cannot become a data-only image: this life was restored by executing an image, which restores no other".into(),
+            hint: "hint: checkpoint to exit, and let `crac restore` or `crac run` restore the image".into(),
+        });
+    }
+    let (manifest, program) = manifest::prepare(request, clock.kind, options.downtime, data_only)?;
     let image = match request.mode {
         Mode::Rehearse => None,
-        _ => Some(ImageFile::create(&request.image, options.nameless, options.fault)?),
+        _ => Some(ImageFile::create(&request.image, options.nameless, data_only, options.fault)?),
     };
     let image_path = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(request.image.as_os_str())).unwrap_or_default();
     let mut own: Vec<RawFd> = request.own_descriptors.clone();
@@ -92,6 +103,7 @@ pub(crate) fn capture<B: Send + 'static>(
         manifest: &manifest,
         program,
         image,
+        data_only,
         image_path: &image_path,
         own: &own,
         vdso,
@@ -167,6 +179,7 @@ struct Work<'a, 'r> {
     /// Path of the program of the first life.
     program: &'a [u8],
     image: Option<ImageFile>,
+    data_only: bool,
     image_path: &'a CString,
     own: &'a [RawFd],
     vdso: &'static [u8],

@@ -71,6 +71,12 @@ pub struct UnknownSetting {
     expected: &'static str,
 }
 
+impl UnknownSetting {
+    pub(crate) fn new(found: &str, expected: &'static str) -> Self {
+        Self { found: found.to_owned(), expected }
+    }
+}
+
 impl Clock {
     /// The word for it in settings and manifests.
     pub const fn as_str(self) -> &'static str {

@@ -5,16 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, Downtime};
+use crate::form::ImageForm;
 use crac_core::{CaptureRequest, Captured, Engine, EngineError, Mode, Needs};
 
 /// Saves this process from inside: no privileges, no helper, nothing to install.
 ///
-/// The image is one executable file; running it is the restore. See [`Engine`] for what a capture promises, and the crate's
+/// The image is one file, usually executable: running it is the restore. See [`Engine`] for what a capture promises, and the crate's
 /// documentation for what can be saved.
 ///
 /// * `Mode::Exit`: once the image is durable the process exits with status 0, without having run anything else.
-/// * `Mode::Become`: the process executes the image, with the environment of its own start and no arguments. If the kernel
-///   refuses, the image is removed, the process goes on, and the error says why.
+/// * `Mode::Become`: the process executes the image, with the environment of its own start and no arguments - or its own program,
+///   which restores the image, if that holds data alone ([`ImageForm`]). If the kernel refuses, the image is removed, the process goes
+///   on, and the error says why.
 /// * `Mode::Continue`: a copy of the process looks through its memory and writes the image; the process stands still for about as
 ///   long as a `fork` takes, and the call returns [`Captured::Underway`] when it runs again. Obstacles in memory are then found
 ///   by the wait. Memory with `MADV_DONTFORK` and writable shared memory are obstacles here.
@@ -30,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) freeze_deadline: Duration,
     pub(crate) clock: Clock,
     pub(crate) downtime: Downtime,
+    pub(crate) form: ImageForm,
     pub(crate) pagemap_scan: bool,
     pub(crate) kcmp: bool,
     pub(crate) duplicate_query: bool,
@@ -54,6 +57,7 @@ impl NativeEngine {
                 freeze_deadline: Duration::from_secs(2),
                 clock: Clock::default(),
                 downtime: Downtime::default(),
+                form: ImageForm::default(),
                 pagemap_scan: true,
                 kcmp: true,
                 duplicate_query: true,
@@ -86,6 +90,13 @@ impl NativeEngine {
     #[must_use]
     pub fn with_downtime(mut self, downtime: Downtime) -> Self {
         self.options.downtime = downtime;
+        self
+    }
+
+    /// Whether images are programs themselves, [`ImageForm::Auto`] if not set. A request for a data-only one wins.
+    #[must_use]
+    pub fn with_image_form(mut self, form: ImageForm) -> Self {
+        self.options.form = form;
         self
     }
 

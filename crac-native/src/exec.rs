@@ -3,7 +3,7 @@
 
 use std::{ffi::CString, ops::Range, os::fd::BorrowedFd, ptr, slice};
 
-use crac_sys::process;
+use crac_sys::{Errno, mem, process};
 
 use crate::restore::vector;
 
@@ -12,6 +12,18 @@ pub(crate) fn exec(file: BorrowedFd<'_>, arguments: &[CString], environment: &[C
     let (arguments, environment) = (vector(arguments), vector(environment));
     // SAFETY: both vectors end with a null and hold addresses of NUL-terminated strings that outlive the call.
     unsafe { process::exec_fd(file, arguments.as_ptr().addr(), environment.as_ptr().addr()) }.into()
+}
+
+/// Tries whether memory may be writable and executable at once.
+///
+/// # Errors
+///
+/// As the kernel, a filter or a security module has it.
+pub(crate) fn map_writable_code() -> Result<(), Errno> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let at = mem::map_anonymous(mem::PAGE_SIZE, protection, libc::MAP_PRIVATE)?;
+    // SAFETY: the page of this function.
+    unsafe { mem::unmap(at, mem::PAGE_SIZE) }
 }
 
 /// The code of the vdso that the kernel has mapped into this process.

@@ -132,6 +132,19 @@ impl Image {
         self.guards.len()
     }
 
+    /// Whether memory that holds code is in the image: changed text, or code made at run time.
+    pub(crate) fn has_code(&self) -> bool {
+        self.runs.iter().any(|run| run.protection & libc::PROT_EXEC as u32 != 0)
+    }
+
+    /// Whether some memory is writable and executable at once.
+    pub(crate) fn has_writable_code(&self) -> bool {
+        let both = (libc::PROT_WRITE | libc::PROT_EXEC) as u32;
+        let protections =
+            self.mappings.iter().map(|mapping| mapping.protection).chain(self.runs.iter().map(|run| run.protection));
+        protections.into_iter().any(|protection| protection & both == both)
+    }
+
     /// How many descriptors are restored.
     pub fn descriptor_count(&self) -> usize {
         self.descriptors.len()
@@ -258,6 +271,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
             && header.metadata_bytes == boot.metadata_bytes
             && header.metadata_at == boot.metadata_at
             && header.file_bytes == boot.file_bytes
+            && boot.launched_with == 0
             && header.metadata_offset.checked_add(header.metadata_bytes) == Some(header.data_offset),
         "header and restorer disagree",
     )?;

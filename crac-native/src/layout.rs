@@ -76,8 +76,11 @@ pub struct Boot {
     pub metadata_offset: u64,
     pub metadata_bytes: u64,
     pub file_bytes: u64,
+    /// Zero in an image, which the kernel has executed and shows as `/proc/self/exe`. Where a packaged program has put the stub
+    /// into its own process: one more than the number of the open image's descriptor.
+    pub launched_with: u64,
 }
-const _: () = assert!(size_of::<Boot>() == 40 && align_of::<Boot>() == 8);
+const _: () = assert!(size_of::<Boot>() == 48 && align_of::<Boot>() == 8);
 
 /// A part of the metadata: `bytes` at `offset` from the header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -327,6 +330,9 @@ pub mod advice {
 }
 
 /// A stretch of memory whose content is in the image, inside one mapping.
+///
+/// Of an executed image all runs are mapped, but for [`run::COPY`]. Where a packaged program has started the restore, the image may
+/// lie where nothing may be executed: executable runs are written into the mapping that is there, or into anonymous memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RunRecord {
@@ -388,8 +394,12 @@ pub struct FileRecord {
     pub modified_ns: u64,
     /// Bits of [`mod@file`].
     pub flags: u64,
+    /// With [`file::TEXT`]: the part of the file that is code, and its XXH64.
+    pub text_offset: u64,
+    pub text_bytes: u64,
+    pub text_sum: u64,
 }
-const _: () = assert!(size_of::<FileRecord>() == 56 && align_of::<FileRecord>() == 8);
+const _: () = assert!(size_of::<FileRecord>() == 80 && align_of::<FileRecord>() == 8);
 
 /// [`FileRecord::flags`].
 pub mod file {
@@ -397,10 +407,12 @@ pub mod file {
     pub const WRITTEN: u64 = 1;
     /// Its content may be another one by now, as long as it has not become shorter.
     pub const MAY_CHANGE: u64 = 1 << 1;
+    /// Programs and libraries of a data-only image. Another file with the same code is as good: the host may be another one.
+    pub const TEXT: u64 = 1 << 2;
 }
 
 impl FileRecord {
-    /// Whether a file with this identity may stand for the recorded one.
+    /// Whether a file with this identity may stand for the recorded one. If not, its code may, see [`file::TEXT`].
     pub fn is_same(&self, device: u64, inode: u64, size: u64, modified: (i64, u64)) -> bool {
         let content = if self.flags & file::MAY_CHANGE != 0 {
             size >= self.size

@@ -46,6 +46,7 @@
 
 mod clock;
 mod engine;
+mod form;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod arch;
@@ -71,6 +72,8 @@ mod freeze;
 pub mod image;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod landlock;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod launch;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[allow(missing_docs, reason = "plain records; their fields' names and the format's drawing say it")]
 pub mod layout;
@@ -107,6 +110,7 @@ pub use clock::{Clock, Downtime, UnknownSetting};
 pub use engine::NativeEngine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use fault::NotAFault;
+pub use form::ImageForm;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use layout::{EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, EXIT_UNTRUSTED};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

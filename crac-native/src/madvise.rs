@@ -144,13 +144,23 @@ pub(crate) fn backing_file() -> Result<Option<BackingFile>, Errno> {
         return Ok(None);
     }
     if INODE.load(Ordering::Acquire) == 0 {
-        // This very code is a mapping of the image and stays one.
-        let found = mapping_at(backing_file as *const () as usize)?;
+        // What this program has written to is a mapping of the image and stays one; its code may be that of the original file.
+        let found = mapping_at((&raw const INODE).addr())?;
         DEVICE.store(((u64::from(found.device.0) << 32) | u64::from(found.device.1)) as usize, Ordering::Release);
         INODE.store(found.inode as usize, Ordering::Release);
     }
     let (device, inode) = (DEVICE.load(Ordering::Acquire) as u64, INODE.load(Ordering::Acquire) as u64);
     Ok(Some(BackingFile { device: ((device >> 32) as u32, device as u32), inode }))
+}
+
+/// Whether the file that the kernel knows this process by is the image it came from.
+///
+/// # Errors
+///
+/// As [`backing_file`].
+pub(crate) fn runs_from_image() -> Result<bool, Errno> {
+    let Some(image) = backing_file()? else { return Ok(false) };
+    Ok(fs::stat_path(c"/proc/self/exe")?.st_ino == image.inode)
 }
 
 /// Whether memory of the image in this range was anonymous memory of the service.

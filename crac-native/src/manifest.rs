@@ -41,6 +41,9 @@ pub struct Manifest {
     pub clock: String,
     /// What the time until the restore is to them: a [`Downtime`](crate::Downtime).
     pub downtime: String,
+    /// Whether the image holds data alone: programs and libraries are those of their files, and it is not executed itself.
+    #[serde(default)]
+    pub data_only: bool,
 }
 
 /// A program file, as it was when it started.
@@ -102,6 +105,7 @@ pub(crate) fn prepare(
     request: &CaptureRequest<'_>,
     clock: Clock,
     downtime: Downtime,
+    data_only: bool,
 ) -> Result<(Vec<u8>, &'static [u8]), EngineError> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| EngineError::Failed {
@@ -127,6 +131,7 @@ pub(crate) fn prepare(
         crac: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock.to_string(),
         downtime: downtime.to_string(),
+        data_only,
     };
     let manifest = serde_json::to_vec(&manifest).map_err(|error| EngineError::Failed {
         what: format!("cannot describe the image: {error}"),

@@ -8,7 +8,7 @@ use std::{
         fd::AsFd,
         unix::{
             ffi::OsStrExt,
-            fs::{MetadataExt, OpenOptionsExt},
+            fs::{FileExt, MetadataExt, OpenOptionsExt},
         },
     },
     path::{Path, PathBuf},
@@ -20,7 +20,8 @@ use crac_sys::process;
 use crate::{
     exec,
     image::{self, Image, ImageError},
-    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, cpu, setting, xxh64::xxh64},
+    launch,
+    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, cpu, file, setting, xxh64::xxh64},
     manifest::Executable,
 };
 
@@ -114,6 +115,7 @@ impl Restore {
         mismatches.extend(privileges(&image));
         mismatches.extend(limits(&image));
         mismatches.extend(files(&image));
+        mismatches.extend(code(&file, &image));
         let changed = image.changed_files().into_iter();
         mismatches.extend(changed.map(|what| Mismatch { verdict: Verdict::StartCold, what }));
         mismatches.extend(program.and_then(|program| build(&image, program)));
@@ -138,11 +140,31 @@ impl Restore {
     /// Becomes the captured process: does not return unless the kernel refuses.
     ///
     /// `arguments` (without a program name) and `environment` reach the service as its `Restoration`. With `CRAC_EAGER=on` in the
-    /// environment, all page data are read into memory and checked before the process runs, rather than mapped.
+    /// environment, all page data are read into memory and checked before the process runs, rather than mapped. An image that may not
+    /// be executed where it lies, and a data-only one, is restored by the calling program itself, which must have no other thread then.
+    /// If that fails the process is good for nothing but to end or to execute another program.
     pub fn exec(
         self,
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> std::io::Error {
+        self.become_it(arguments, environment, false)
+    }
+
+    /// As [`exec`](Self::exec), without executing anything.
+    pub(crate) fn launch(
+        self,
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> std::io::Error {
+        self.become_it(arguments, environment, true)
+    }
+
+    fn become_it(
+        self,
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        launched: bool,
     ) -> std::io::Error {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(std::io::Error::from);
         let arguments = std::iter::once(self.path.clone().into_os_string()).chain(arguments);
@@ -152,10 +174,18 @@ impl Restore {
             name.push(value);
             text(&name)
         });
-        match (arguments, environment.collect::<Result<Vec<_>, _>>()) {
-            (Ok(arguments), Ok(environment)) => exec::exec(self.file.as_fd(), &arguments, &environment),
-            (Err(error), _) | (_, Err(error)) => error,
+        let (arguments, environment) = match (arguments, environment.collect::<Result<Vec<_>, _>>()) {
+            (Ok(arguments), Ok(environment)) => (arguments, environment),
+            (Err(error), _) | (_, Err(error)) => return error,
+        };
+        if !launched && !launch::is_needed(&self.file, &self.image) {
+            let error = exec::exec(self.file.as_fd(), &arguments, &environment);
+            // A security policy that this program is subject to as well, but not stopped by.
+            if error.kind() != std::io::ErrorKind::PermissionDenied {
+                return error;
+            }
         }
+        launch::launch(&self.file, &self.image, &arguments, &environment)
     }
 }
 
@@ -262,13 +292,41 @@ fn files(image: &Image) -> Vec<Mismatch> {
             Err(error) => format!("the mapped file {path} cannot be found: {error}"),
             Ok(found) => {
                 let modified = (found.mtime(), found.mtime_nsec() as u64);
-                if record.is_same(found.dev(), found.ino(), found.size(), modified) {
+                if record.is_same(found.dev(), found.ino(), found.size(), modified) || has_text(path, record) {
                     continue;
                 }
                 format!("the mapped file {path} has changed since the checkpoint")
             }
         };
         reasons.push(Mismatch { verdict: Verdict::StartCold, what });
+    }
+    reasons
+}
+
+/// Whether the program or library at `path` has the code of the recorded one.
+fn has_text(path: &str, record: &FileRecord) -> bool {
+    /// More would be something else than code.
+    const TEXT_BYTES_MAX: u64 = 4 << 30;
+    if record.flags & file::TEXT == 0 || record.text_bytes == 0 || record.text_bytes > TEXT_BYTES_MAX {
+        return false;
+    }
+    let mut text = vec![0; record.text_bytes as usize];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut text, record.text_offset));
+    read.is_ok() && xxh64(&text) == record.text_sum
+}
+
+/// Whether memory that holds code can be brought back.
+fn code(file: &File, image: &Image) -> Vec<Mismatch> {
+    let cold = |what: String| Mismatch { verdict: Verdict::StartCold, what };
+    let mut reasons = Vec::new();
+    if image.has_writable_code()
+        && let Err(errno) = exec::map_writable_code()
+    {
+        let why = "the service has memory that is writable and executable at once, which is refused here";
+        reasons.push(cold(format!("{why} (MemoryDenyWriteExecute=?): {errno}")));
+    }
+    if launch::is_needed(file, image) {
+        reasons.extend(launch::obstacles(image).into_iter().map(cold));
     }
     reasons
 }

@@ -4,7 +4,11 @@
 
 use crate::layout::{Boot, PAGE};
 
-static ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub.elf"));
+/// Whole pages of the file that this program is in: [`launch`](crate::launch) maps the stub's code from there.
+#[repr(C, align(4096))]
+struct Pages<T: ?Sized>(T);
+
+static ELF: &Pages<[u8]> = &Pages(*include_bytes!(concat!(env!("OUT_DIR"), "/stub.elf")));
 
 /// The stub as it lies in memory, from its first byte on.
 #[derive(Debug)]
@@ -24,10 +28,23 @@ pub(crate) struct Stub {
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     offset: u64,
+    /// Where it is in the embedded file.
+    file_offset: u64,
     file_bytes: u64,
     memory_bytes: u64,
     /// `PF_*`.
     flags: u32,
+}
+
+/// Pages of the stub with one protection, in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Offset from the base, and bytes; whole pages.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) writable: bool,
+    /// Code, at this address of this program and in the file it is mapped from.
+    pub(crate) code_at: Option<usize>,
 }
 
 /// Bytes in front of the stub in an image: the ELF header and the segment list.
@@ -36,7 +53,7 @@ pub(crate) const ELF_HEADER_BYTES: u64 = PAGE;
 impl Stub {
     /// Takes the embedded file apart. `None` means that the build made something else than this module expects.
     pub(crate) fn load() -> Option<Self> {
-        Self::parse(ELF)
+        Self::parse(&ELF.0)
     }
 
     fn parse(elf: &[u8]) -> Option<Self> {
@@ -60,7 +77,13 @@ impl Stub {
                     stub.bytes.resize(end.max(stub.bytes.len()), 0);
                     stub.bytes.get_mut(usize::try_from(address).ok()?..)?.get_mut(..content.len())?.copy_from_slice(content);
                     stub.memory_bytes = stub.memory_bytes.max((address + memory_bytes).next_multiple_of(PAGE));
-                    stub.segments.push(Segment { offset: address, file_bytes, memory_bytes, flags: u32::try_from(flags).ok()? });
+                    stub.segments.push(Segment {
+                        offset: address,
+                        file_offset: offset,
+                        file_bytes,
+                        memory_bytes,
+                        flags: u32::try_from(flags).ok()?,
+                    });
                 }
                 PT_DYNAMIC => dynamic = Some((address, memory_bytes)),
                 _ => {}
@@ -90,9 +113,29 @@ impl Stub {
             put(&mut self.bytes, *offset, &(base + value).to_le_bytes());
         }
         put(&mut self.bytes, 0, &boot.magic);
-        for (at, word) in [boot.metadata_at, boot.metadata_offset, boot.metadata_bytes, boot.file_bytes].iter().enumerate() {
+        let words = [boot.metadata_at, boot.metadata_offset, boot.metadata_bytes, boot.file_bytes, boot.launched_with];
+        for (at, word) in words.iter().enumerate() {
             put(&mut self.bytes, 8 + 8 * at as u64, &word.to_le_bytes());
         }
+    }
+
+    /// Address of the first instruction with the stub at `base`.
+    pub(crate) fn entry(&self, base: u64) -> u64 {
+        base + self.entry
+    }
+
+    /// The parts to be mapped, in order. Nothing in the code depends on the base.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        self.segments.iter().map(|part| {
+            let lead = part.offset % PAGE;
+            let code = (part.flags & 1 != 0).then(|| ELF.0.as_ptr().addr() + (part.file_offset - lead) as usize);
+            Part {
+                offset: part.offset - lead,
+                bytes: (part.memory_bytes + lead).next_multiple_of(PAGE),
+                writable: part.flags & 2 != 0,
+                code_at: code,
+            }
+        })
     }
 
     /// The ELF header of an image with the stub at `base` and the metadata of `boot`. Allocates nothing.
@@ -188,7 +231,7 @@ mod tests {
     fn the_embedded_stub_can_be_put_anywhere() {
         let mut stub = Stub::load().unwrap();
         let base = 0x5000_0000_0000;
-        let boot = Boot { magic: MAGIC, metadata_at: 1, metadata_offset: 2, metadata_bytes: 3, file_bytes: 4 };
+        let boot = Boot { magic: MAGIC, metadata_at: 1, metadata_offset: 2, metadata_bytes: 3, file_bytes: 4, launched_with: 5 };
         stub.relocate(base, &boot);
         assert_eq!(&stub.bytes[..8], &MAGIC);
         assert!(!stub.relocations.is_empty());
@@ -198,5 +241,10 @@ mod tests {
         let header = stub.elf_header(base, &boot, b"/usr/bin/service");
         assert_eq!(number(&header, 24, 8), Some(base + stub.entry));
         assert!(stub.segments.iter().all(|part| part.flags & 3 != 3), "no part is writable and executable");
+        for part in stub.parts().filter(|part| part.code_at.is_some()) {
+            let code = part.offset..part.offset + part.bytes;
+            assert!(stub.relocations.iter().all(|(offset, _)| !code.contains(offset)), "the code is the same at every address");
+            assert!(part.code_at.is_some_and(|at| at % PAGE as usize == 0), "the code can be mapped from its file");
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Facts and plan put into the records of an image.
 
-use std::{ffi::CStr, os::fd::AsFd};
+use std::{
+    ffi::CStr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use crac_core::{Action, ObstacleKind, Policy};
 use crac_sys::{
@@ -13,7 +16,7 @@ use crate::{
     descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run},
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run, xxh64::Xxh64},
     madvise,
     objects::Objects,
     pages::{Found, Pages, Wanted},
@@ -51,6 +54,8 @@ pub(crate) struct Sources<'a, 's> {
     pub(crate) image: Option<BackingFile>,
     /// `MAP_STACK` keeps huge pages away (Linux 6.7).
     pub(crate) stack_flag: bool,
+    /// Whether programs and libraries are referred to.
+    pub(crate) data_only: bool,
     /// The vdso, if a copy is to take its place.
     pub(crate) stand_in: Option<&'a [u8]>,
     pub(crate) policy: &'s Policy,
@@ -138,6 +143,17 @@ impl<'a> Memory<'a> {
                 }
                 Class::Forgotten => {}
                 Class::Anonymous => pages.find(start, end, Wanted::Existing, &mut found)?,
+                Class::Object if sources.data_only && mapping.execute => {
+                    pages.find(start, end, Wanted::Changed, &mut found)?;
+                    changed.extend_from_slice(&ranges)?;
+                    file = memory.text_file(entry)?;
+                    if file.is_none() {
+                        // Nobody could find it again: it is saved, and written into memory in the next life.
+                        ranges.clear();
+                        ranges.push(RangeRecord { start: mapping.start, end: end_of_file(entry, class).min(mapping.end) })?;
+                        subtract(&mut ranges, &memory.guards[first_guard..], arena)?;
+                    }
+                }
                 Class::Image | Class::Object => {
                     // All that can be read is saved: a mapping may reach beyond the end of its file, or have guards in it.
                     pages.find(start, end, Wanted::Changed, &mut found)?;
@@ -230,11 +246,17 @@ impl<'a> Memory<'a> {
 
     /// The index of the file a mapping refers to, if it is still there under its name.
     fn file(&mut self, entry: &SmapsEntry<'_>, may_change: bool) -> Result<Option<u32>, Errno> {
-        let MappingName::File { path, deleted: false } = entry.mapping.name() else { return Ok(None) };
         let may_write = entry.mapping.shared && entry.flags.contains(b"mw");
         let flags =
             if may_write { file::WRITTEN } else { 0 } | if entry.mapping.shared && may_change { file::MAY_CHANGE } else { 0 };
-        let known = self.files.iter().position(|file| self.text_of(file.path) == path);
+        self.file_for(entry, flags)
+    }
+
+    fn file_for(&mut self, entry: &SmapsEntry<'_>, flags: u64) -> Result<Option<u32>, Errno> {
+        let MappingName::File { path, deleted: false } = entry.mapping.name() else { return Ok(None) };
+        // What only its code is wanted of may be another file, what its data are wanted of may not.
+        let is_alike = |record: &FileRecord| record.flags & file::TEXT == flags & file::TEXT;
+        let known = self.files.iter().position(|record| is_alike(record) && self.text_of(record.path) == path);
         if let Some(index) = known {
             if let Some(file) = self.files.get_mut(index) {
                 file.flags |= flags;
@@ -242,8 +264,7 @@ impl<'a> Memory<'a> {
             return Ok(Some(index as u32));
         }
         let text = self.add_text(path)?;
-        let path = self.text.get(text.offset as usize..).and_then(|path| CStr::from_bytes_until_nul(path).ok());
-        let Some(Ok(stat)) = path.map(fs::stat_path) else { return Ok(None) };
+        let Some(Ok(stat)) = self.path(text).map(fs::stat_path) else { return Ok(None) };
         if stat.st_ino != entry.mapping.inode {
             return Ok(None);
         }
@@ -255,12 +276,75 @@ impl<'a> Memory<'a> {
             modified_s: stat.st_mtime,
             modified_ns: stat.st_mtime_nsec as u64,
             flags,
+            ..FileRecord::default()
         })?;
         Ok(Some(self.files.len() as u32 - 1))
     }
 
+    /// The index of the program or library whose code a mapping shows, with the checksum of that; nothing if it is no longer there
+    /// under its name.
+    fn text_file(&mut self, entry: &SmapsEntry<'_>) -> Result<Option<u32>, Errno> {
+        let Some(opened) = open_mapped(entry) else { return Ok(None) };
+        let Some(at) = self.file_for(entry, file::TEXT)? else { return Ok(None) };
+        let arena = self.files.arena();
+        let Some(record) = self.files.get_mut(at as usize) else { return Ok(None) };
+        // A file whose code is in several parts has one record: its sum is that of all from the first to the last.
+        let (mut start, mut end) = (entry.mapping.offset, entry.mapping.offset + entry.mapping.size());
+        if record.text_bytes != 0 {
+            start = start.min(record.text_offset);
+            end = end.max(record.text_offset + record.text_bytes);
+        }
+        end = end.min(record.size);
+        if start >= end {
+            return Ok(None);
+        }
+        (record.text_offset, record.text_bytes) = (start, end - start);
+        record.text_sum = sum(opened.as_fd(), start, end, arena)?;
+        Ok(Some(at))
+    }
+
+    fn path(&self, text: Text) -> Option<&CStr> {
+        self.text.get(text.offset as usize..).and_then(|path| CStr::from_bytes_until_nul(path).ok())
+    }
+
     fn text_of(&self, text: Text) -> &[u8] {
         self.text.get(text.offset as usize..).and_then(|rest| rest.get(..text.len as usize)).unwrap_or_default()
+    }
+}
+
+/// The file of a mapping by its name, if that still leads to it and it may be read.
+fn open_mapped(entry: &SmapsEntry<'_>) -> Option<OwnedFd> {
+    let MappingName::File { path, deleted: false } = entry.mapping.name() else { return None };
+    let mut name = [0; libc::PATH_MAX as usize];
+    name.get_mut(..path.len())?.copy_from_slice(path);
+    let opened = fs::open(CStr::from_bytes_until_nul(&name).ok()?, libc::O_RDONLY | libc::O_NOCTTY, 0).ok()?;
+    let stat = fs::stat(opened.as_fd()).ok()?;
+    let is_inside = (stat.st_size as u64) > entry.mapping.offset;
+    (stat.st_ino == entry.mapping.inode && is_inside).then_some(opened)
+}
+
+/// The checksum of a part of a file.
+fn sum(file: BorrowedFd<'_>, start: u64, end: u64, arena: &Arena) -> Result<u64, Errno> {
+    const PIECE: u64 = 64 * 1024;
+    let buffer = arena.zeroed::<u8>(PIECE as usize)?;
+    let mut sum = Xxh64::new();
+    let mut at = start;
+    loop {
+        let wanted = PIECE.min(end - at) as usize;
+        let mut filled = 0;
+        while let Some(room) = buffer.get_mut(filled..wanted).filter(|room| !room.is_empty()) {
+            match fs::read_at(file, room, at + filled as u64)? {
+                0 => return Err(Errno::new(libc::EIO)),
+                read => filled += read,
+            }
+        }
+        at += wanted as u64;
+        let piece = buffer.get(..wanted).unwrap_or_default();
+        if at == end {
+            return Ok(sum.finish(piece));
+        }
+        let rest = sum.blocks(piece);
+        debug_assert!(rest.is_empty(), "pieces are whole blocks");
     }
 }
 

@@ -19,6 +19,7 @@ use crac_sys::{Errno, fs, process};
 use crate::{
     arena::Arena,
     fault::{Fault, Point},
+    form::ImageForm,
     layout::{BLOCK, HUGE_PAGE, PAGE, RunRecord, xxh64::Xxh64},
     owners::Owners,
     text::FixedText,
@@ -26,6 +27,8 @@ use crate::{
 
 /// Owner only: an image holds the memory of a service.
 const MODE: u32 = 0o700;
+/// The same for one that is not executed.
+const DATA_MODE: u32 = 0o600;
 /// Bytes handed to the kernel at once, so that the page cache can keep them in one folio.
 const PIECE: u64 = HUGE_PAGE;
 
@@ -52,7 +55,7 @@ impl ImageFile {
     ///
     /// Without `nameless`, or where the filesystem has no such files, it is called `.crac-*.tmp` until it is complete; a process
     /// that is killed then leaves it behind.
-    pub(crate) fn create(target: &Path, nameless: bool, fault: Option<Fault>) -> Result<Self, EngineError> {
+    pub(crate) fn create(target: &Path, nameless: bool, data_only: bool, fault: Option<Fault>) -> Result<Self, EngineError> {
         let error =
             |source: io::Error, hint: &str| EngineError::Write { path: target.to_owned(), source, hint: format!("hint: {hint}") };
         let name = target.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
@@ -79,10 +82,13 @@ impl ImageFile {
                 written: 0,
             });
         }
-        if fs::is_noexec(directory.as_fd()) {
+        if !data_only && fs::is_noexec(directory.as_fd()) {
             let source = Errno::new(libc::EACCES).into();
-            return Err(error(source, "the filesystem is mounted noexec and an image is a program; choose another directory"));
+            let hint =
+                "the filesystem is mounted noexec and the image is to be a program; choose another directory, or `data-only`";
+            return Err(error(source, hint));
         }
+        let mode = if data_only { DATA_MODE } else { MODE };
         let mut image = Self {
             directory,
             file: None,
@@ -96,7 +102,7 @@ impl ImageFile {
         };
         let hint = "choose a directory this user may write to with --image";
         let opened = match nameless {
-            true => fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, MODE),
+            true => fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, mode),
             false => Err(Errno::new(libc::EOPNOTSUPP)),
         };
         match opened {
@@ -104,14 +110,14 @@ impl ImageFile {
             Err(errno) if [libc::EOPNOTSUPP, libc::EISDIR, libc::ENOENT].contains(&errno.number()) => {
                 image.draw_aside().map_err(|errno| error(errno.into(), hint))?;
                 let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-                let file = fs::open_at(image.directory.as_raw_fd(), image.aside_name(), flags, MODE);
+                let file = fs::open_at(image.directory.as_raw_fd(), image.aside_name(), flags, mode);
                 image.file = Some(file.map_err(|errno| error(errno.into(), hint))?);
                 image.has_aside = true;
             }
             Err(errno) => return Err(error(errno.into(), hint)),
         }
-        // The umask has been applied; an image is to be executable by its owner in any case.
-        fs::set_mode(image.fd(), MODE).map_err(|errno| error(errno.into(), hint))?;
+        // The umask has been applied; an image is its owner's to use in any case.
+        fs::set_mode(image.fd(), mode).map_err(|errno| error(errno.into(), hint))?;
         Ok(image)
     }
 
@@ -302,6 +308,22 @@ impl ImageFile {
             // The caller reports why the image is of no use; that it could not be removed as well would hide that.
             let _ = fs::remove_at(self.directory.as_fd(), &self.target);
             self.published = false;
+        }
+    }
+}
+
+/// Whether an image at `target` is to hold data alone.
+pub(crate) fn is_data_only(target: &Path, form: ImageForm) -> bool {
+    match form {
+        ImageForm::Program => false,
+        ImageForm::DataOnly => true,
+        // Somebody holds a memfd there, and knows what to do with it.
+        ImageForm::Auto if target.starts_with("/proc") => false,
+        ImageForm::Auto => {
+            let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let directory = CString::new(parent.as_os_str().as_bytes()).ok();
+            let opened = directory.and_then(|directory| fs::open(&directory, libc::O_PATH | libc::O_DIRECTORY, 0).ok());
+            opened.is_some_and(|directory| fs::is_noexec(directory.as_fd()))
         }
     }
 }

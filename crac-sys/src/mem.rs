@@ -60,6 +60,16 @@ pub unsafe fn advise(address: usize, len: usize, advice: i32) -> Result<()> {
     unsafe { syscall(libc::SYS_madvise, [address, len, advice as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Changes what may be done with mapped memory (`mprotect(2)`).
+///
+/// # Safety
+///
+/// The range is the caller's, and nobody relies on what it gives up.
+pub unsafe fn protect(address: usize, len: usize, protection: i32) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(libc::SYS_mprotect, [address, len, protection as usize, 0, 0, 0]) }.map(drop)
+}
+
 /// Page categories of [`pagemap_scan`] (`PAGE_IS_*` in `linux/fs.h`).
 pub mod category {
     /// The page belongs to a file or to shared memory.

@@ -161,6 +161,18 @@ pub unsafe fn exec_fd(fd: BorrowedFd<'_>, arguments: usize, environment: usize) 
     }
 }
 
+/// Takes back the registration of the calling thread's restartable-sequence area (`rseq(2)`).
+///
+/// # Safety
+///
+/// The C library has registered the area, and nobody asks it for the current processor any more.
+pub unsafe fn unregister_rseq(address: usize, bytes: u32, signature: u32) -> Result<()> {
+    const RSEQ_FLAG_UNREGISTER: usize = 1;
+    let args = [address, bytes as usize, RSEQ_FLAG_UNREGISTER, signature as usize, 0, 0];
+    // SAFETY: the caller's promise; the kernel marks the area as not in use.
+    unsafe { syscall(libc::SYS_rseq, args) }.map(drop)
+}
+
 fn simple(number: libc::c_long) -> usize {
     // SAFETY: only used for calls without arguments that touch no memory and cannot fail.
     unsafe { syscall(number, [0; 6]) }.unwrap_or(0)

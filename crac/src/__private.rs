@@ -25,6 +25,7 @@ pub struct MainConfig {
     pub checkpoint_signal: Option<&'static str>,
     pub clock: Option<&'static str>,
     pub downtime: Option<&'static str>,
+    pub image_form: Option<&'static str>,
 }
 
 /// Exit status for settings that cannot be understood.

@@ -19,6 +19,7 @@
 //! | `CRAC_ON_RESTORE_FAILURE` | `exit`, `stay-shut` | what becomes of a restored life that did not come back whole |
 //! | `CRAC_CLOCK` | `auto`, `proxy`, `timens`, `none` | `clock`: how the monotonic clocks go on in a restored life |
 //! | `CRAC_DOWNTIME` | `frozen`, `elapsed` | `downtime`: what the time between checkpoint and restore is to them |
+//! | `CRAC_IMAGE_FORM` | `auto`, `program`, `data-only` | `image_form`: whether images are programs |
 //! | `CRAC_CLOCK_CHAOS` | `+10d`, `-5s`, ...: a sign, a whole number, `s`, `m`, `h` or `d` | for tests: shifts the monotonic clocks from the start, as a restore on another host does |
 //! | `CRAC_EAGER` | `on`, `off` | whether an image is read and checked when it is executed, rather than mapped; default `off` |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
@@ -45,6 +46,7 @@ pub(crate) const CHECKPOINT_MODE: &str = "CRAC_CHECKPOINT_MODE";
 pub(crate) const ON_RESTORE_FAILURE: &str = "CRAC_ON_RESTORE_FAILURE";
 pub(crate) const CLOCK: &str = "CRAC_CLOCK";
 pub(crate) const DOWNTIME: &str = "CRAC_DOWNTIME";
+pub(crate) const IMAGE_FORM: &str = "CRAC_IMAGE_FORM";
 pub(crate) const CLOCK_CHAOS: &str = "CRAC_CLOCK_CHAOS";
 pub(crate) const EAGER: &str = "CRAC_EAGER";
 pub(crate) const APPLY_ENV: &str = "CRAC_APPLY_ENV";

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::settings::{CheckpointOn, EngineChoice, Flavor, Settings};
 #[cfg(feature = "native")]
-use crate::settings::{Clock, Downtime};
+use crate::settings::{Clock, Downtime, ImageForm};
 
 /// Why a service did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -186,7 +186,13 @@ fn build_engine(settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
                 Downtime::Frozen => crac_native::Downtime::Frozen,
                 Downtime::Elapsed => crac_native::Downtime::Elapsed,
             };
-            Ok(Arc::new(crac_native::NativeEngine::new().with_clock(clock).with_downtime(downtime)))
+            let form = match settings.image_form {
+                ImageForm::Auto => crac_native::ImageForm::Auto,
+                ImageForm::Program => crac_native::ImageForm::Program,
+                ImageForm::DataOnly => crac_native::ImageForm::DataOnly,
+            };
+            let engine = crac_native::NativeEngine::new().with_clock(clock).with_downtime(downtime);
+            Ok(Arc::new(engine.with_image_form(form)))
         }
         #[cfg(not(feature = "native"))]
         EngineChoice::Native => Err(StartError::NoNative),

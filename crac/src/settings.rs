@@ -27,6 +27,7 @@ pub(crate) struct Settings {
     pub(crate) apply_env: bool,
     pub(crate) clock: Clock,
     pub(crate) downtime: Downtime,
+    pub(crate) image_form: ImageForm,
     /// Seconds by which the clocks are shifted from the start.
     pub(crate) clock_chaos: Option<i64>,
 }
@@ -61,9 +62,19 @@ pub(crate) enum Downtime {
     Elapsed,
 }
 
+/// Whether the native engine's images are programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImageForm {
+    Auto,
+    Program,
+    DataOnly,
+}
+
 const CLOCKS: [(&str, Clock); 4] =
     [("auto", Clock::Auto), ("proxy", Clock::Proxy), ("timens", Clock::Timens), ("none", Clock::None)];
 const DOWNTIMES: [(&str, Downtime); 2] = [("frozen", Downtime::Frozen), ("elapsed", Downtime::Elapsed)];
+const IMAGE_FORMS: [(&str, ImageForm); 3] =
+    [("auto", ImageForm::Auto), ("program", ImageForm::Program), ("data-only", ImageForm::DataOnly)];
 
 /// When a service takes an image by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +176,10 @@ impl Settings {
                 .one_of(env::DOWNTIME, "`frozen` or `elapsed`", &DOWNTIMES)?
                 .or(config.downtime.and_then(|downtime| named(downtime, &DOWNTIMES)))
                 .unwrap_or(Downtime::Frozen),
+            image_form: read
+                .one_of(env::IMAGE_FORM, "`auto`, `program` or `data-only`", &IMAGE_FORMS)?
+                .or(config.image_form.and_then(|form| named(form, &IMAGE_FORMS)))
+                .unwrap_or(ImageForm::Auto),
             clock_chaos: read.parse(env::CLOCK_CHAOS, "a shift such as `+10d` or `-5s`", shift)?,
         })
     }

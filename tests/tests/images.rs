@@ -106,8 +106,8 @@ fn an_inspection_shows_maps_libraries_and_sizes() {
 }
 
 #[test]
-fn an_image_on_a_mount_without_execution_is_restored_from_memory() {
-    let name = "an_image_on_a_mount_without_execution_is_restored_from_memory";
+fn an_image_that_was_brought_to_a_mount_without_execution_is_restored_all_the_same() {
+    let name = "an_image_that_was_brought_to_a_mount_without_execution_is_restored_all_the_same";
     let taken = taken();
     let namespaces = taken.lab.command("unshare").args(["--user", "--map-current-user", "--mount", "true"]).status();
     let mounts = taken.lab.command("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();

@@ -27,7 +27,11 @@ pub(super) fn all(dir: &Path) -> Vec<Check> {
         Check::useful("dupfd-query", dupfd_query(), "nothing: kcmp or flags find duplicated descriptors; Linux 6.10 has it"),
         Check::useful("kcmp", kcmp(), "nothing: F_DUPFD_QUERY or flags find duplicated descriptors; a sandbox may forbid it"),
         Check::useful("tmpfile", tmpfile(dir), "nothing: images are written under a temporary name and renamed"),
-        Check::useful("exec-allowed", exec_allowed(dir), "keep images on a file system that is not mounted noexec"),
+        Check::useful(
+            "exec-allowed",
+            exec_allowed(dir),
+            "nothing: images there hold data alone, and `crac restore` brings them back",
+        ),
         Check::needed("trial", trial::hold(dir), "follow what it says; `crac doctor --dir DIR` tries another directory"),
         Check::useful(
             "clocks",

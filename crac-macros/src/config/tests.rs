@@ -44,7 +44,7 @@ fn arguments_of_tokio_are_read() {
 fn arguments_of_crac_are_read() {
     let config = accepted(
         r#"image = "/var/lib/orders.crac", engine = "sim", policy = "crac.toml", control = false,
-           checkpoint_signal = "SIGUSR2", clock = "proxy", downtime = "elapsed", hook_deadline = "1s", drain_deadline = "2s", hold_deadline = "3ms",
+           checkpoint_signal = "SIGUSR2", clock = "proxy", downtime = "elapsed", image_form = "data-only", hook_deadline = "1s", drain_deadline = "2s", hold_deadline = "3ms",
            checkpoint_deadline = "4m", restore_deadline = "5h","#,
     );
     assert_eq!(config.image.as_deref(), Some("/var/lib/orders.crac"));
@@ -53,6 +53,7 @@ fn arguments_of_crac_are_read() {
     assert_eq!(config.control, Some(false));
     assert_eq!(config.checkpoint_signal.as_deref(), Some("SIGUSR2"));
     assert_eq!((config.clock.as_deref(), config.downtime.as_deref()), (Some("proxy"), Some("elapsed")));
+    assert_eq!(config.image_form.as_deref(), Some("data-only"));
     assert_eq!(config.hook_deadline, Some(Duration::from_secs(1)));
     assert_eq!(config.drain_deadline, Some(Duration::from_secs(2)));
     assert_eq!(config.hold_deadline, Some(Duration::from_millis(3)));
@@ -102,6 +103,7 @@ fn a_misspelt_word_is_answered_with_the_one_meant() {
     assert!(refused(r#"engine = "natve""#).starts_with("unknown engine `natve`, did you mean `native`?"));
     assert!(refused(r#"checkpoint_signal = "USR2""#).contains("expected one of `SIGUSR1`"));
     assert!(refused(r#"clock = "timenss""#).contains("did you mean `timens`"));
+    assert!(refused(r#"image_form = "data""#).contains("`data-only`"));
     assert!(refused(r#"downtime = "passed""#).contains("expected one of `frozen`, `elapsed`"));
 }
 

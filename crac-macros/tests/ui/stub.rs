@@ -23,6 +23,7 @@ pub struct MainConfig {
     pub checkpoint_signal: Option<&'static str>,
     pub clock: Option<&'static str>,
     pub downtime: Option<&'static str>,
+    pub image_form: Option<&'static str>,
 }
 
 static ARRIVED: Mutex<Option<MainConfig>> = Mutex::new(None);

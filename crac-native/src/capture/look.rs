@@ -145,6 +145,7 @@ impl<'a> Work<'a, '_> {
             arena,
             entries,
             image,
+            data_only: self.data_only,
             stack_flag: kernel >= 6 << 16 | 7,
             stand_in,
             policy: self.request.policy,

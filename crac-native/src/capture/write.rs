@@ -1,7 +1,11 @@
 //! The planned image put into its file, and executed.
 #![expect(unsafe_code, reason = "replaces the process by its image")]
 
-use std::{os::fd::AsFd, sync::atomic::Ordering};
+use std::{
+    fmt::Write,
+    os::fd::{AsFd, AsRawFd},
+    sync::atomic::Ordering,
+};
 
 use crac_sys::{Errno, fs, process};
 
@@ -9,6 +13,7 @@ use super::{HEADER_AT, Work, look::Seen};
 use crate::{
     arena::ArenaVec,
     facts::{self, Problem},
+    launch::RESTORER,
     layout::{
         Boot, Header, MAGIC, OWNERS_MAX, Section,
         xxh64::{Xxh64, xxh64},
@@ -17,6 +22,7 @@ use crate::{
     record::{Record, bytes_of},
     stub::ELF_HEADER_BYTES,
     tables::Memory,
+    text::FixedText,
     writer::{ImageFile, Reader, Sums},
 };
 
@@ -82,6 +88,7 @@ impl Work<'_, '_> {
             metadata_offset: header.metadata_offset,
             metadata_bytes: header.metadata_bytes,
             file_bytes: header.file_bytes,
+            launched_with: 0,
         };
         self.stub.relocate(header.zone_start, &boot);
         let elf_header = self.stub.elf_header(header.zone_start, &boot, self.program);
@@ -100,28 +107,33 @@ impl Work<'_, '_> {
         image.write(&elf_header, 0).map_err(writing)
     }
 
-    /// Executes the image in this process, with the environment it was started with. Returns only if that fails.
+    /// Executes the image in this process, or the program that restores it, with the environment it was started with. Returns only
+    /// if that fails.
     pub(super) fn become_image(&self, image: &mut ImageFile) -> Errno {
-        let file = match image.reopen_to_execute() {
-            Ok(file) => file,
-            Err(errno) => return errno,
-        };
-        let environment = match facts::read_all(self.arena, c"/proc/self/environ") {
-            Ok(environment) => environment,
-            Err(errno) => return errno,
-        };
+        self.try_to_become(image).err().unwrap_or(Errno::new(libc::ENOEXEC))
+    }
+
+    fn try_to_become(&self, image: &mut ImageFile) -> Result<(), Errno> {
+        let file = image.reopen_to_execute()?;
+        let environment = facts::read_all(self.arena, c"/proc/self/environ")?;
         let mut variables = ArenaVec::new(self.arena);
         for variable in environment.split_inclusive(|byte| *byte == 0).filter(|variable| variable.ends_with(b"\0")) {
-            if let Err(errno) = variables.push(variable.as_ptr().addr()) {
-                return errno;
-            }
+            variables.push(variable.as_ptr().addr())?;
         }
-        if let Err(errno) = variables.push(0) {
-            return errno;
-        }
-        let arguments = [self.image_path.as_ptr().addr(), 0];
-        // SAFETY: both vectors end with a null and hold addresses of NUL-terminated texts: the path, and lines of `environ`,
-        // of which only those that end in NUL were taken.
-        unsafe { process::exec_fd(file.as_fd(), arguments.as_ptr().addr(), variables.as_ptr().addr()) }
+        variables.push(0)?;
+        let path = self.image_path.as_ptr().addr();
+        let mut number = FixedText::<16>::new();
+        let (program, arguments) = if self.data_only {
+            write!(number, "{}\0", file.as_raw_fd()).map_err(|_| Errno::new(libc::EINVAL))?;
+            fs::fcntl(file.as_raw_fd(), libc::F_SETFD, 0)?;
+            let program = fs::open(c"/proc/self/exe", libc::O_PATH, 0)?;
+            (Some(program), [RESTORER.as_ptr().addr(), number.as_bytes().as_ptr().addr(), path, 0])
+        } else {
+            (None, [path, 0, 0, 0])
+        };
+        let program = program.as_ref().unwrap_or(&file);
+        // SAFETY: both vectors end with a null and hold addresses of NUL-terminated texts: the path, a number, a constant, and lines
+        // of `environ`, of which only those that end in NUL were taken.
+        Err(unsafe { process::exec_fd(program.as_fd(), arguments.as_ptr().addr(), variables.as_ptr().addr()) })
     }
 }

@@ -56,7 +56,12 @@ impl Start {
 
 /// Opens the image and checks file, header and tables. Ends the process when they cannot be trusted.
 pub fn open(boot: &Boot, start: Start) -> Restore {
-    let fd = match syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, c"/proc/self/exe".as_ptr(), sys::O_RDONLY | sys::O_CLOEXEC, 0) {
+    let is_launched = boot.launched_with != 0;
+    let opened = match boot.launched_with.checked_sub(1) {
+        Some(fd) => Ok(fd as usize),
+        None => syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, c"/proc/self/exe".as_ptr(), sys::O_RDONLY | sys::O_CLOEXEC, 0),
+    };
+    let fd = match opened {
         Ok(fd) => fd as i32,
         Err(errno) => report::exit(
             EXIT_START_COLD,
@@ -93,7 +98,7 @@ pub fn open(boot: &Boot, start: Start) -> Restore {
         report::exit(EXIT_UNTRUSTED, &[b"the image's header or tables are damaged"]);
     }
     let eager = header.eager != 0 || crate::eager::is_wanted(start.environment);
-    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager }
+    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager, is_launched }
 }
 
 /// The checksum of the header with its own field zero.
@@ -220,11 +225,33 @@ pub fn open_unchanged(restore: &Restore, record: &FileRecord) -> Result<i32, &'s
     let fd = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, path, access | sys::O_CLOEXEC | sys::O_NOCTTY, 0)
         .map_err(|_| &b"cannot be opened"[..])? as i32;
     let stat = Stat::of(fd).unwrap_or_default();
-    if record.is_same(stat.device, stat.inode, stat.size, (stat.modified_s, stat.modified_ns)) {
+    let is_same = record.is_same(stat.device, stat.inode, stat.size, (stat.modified_s, stat.modified_ns));
+    if is_same || has_text(fd, stat.size, record) {
         return Ok(fd);
     }
     close(fd);
     Err(b"has changed since the checkpoint")
+}
+
+/// Whether the program or library open at `fd`, `size` bytes long, has the code of the recorded one.
+fn has_text(fd: i32, size: u64, record: &FileRecord) -> bool {
+    const PROT_READ: usize = 1;
+    const MAP_PRIVATE: usize = 2;
+    let is_inside = record.text_offset.checked_add(record.text_bytes).is_some_and(|end| end <= size);
+    if record.flags & file::TEXT == 0 || record.text_bytes == 0 || !is_inside {
+        return false;
+    }
+    match syscall!(sys::SYS_MMAP, 0, record.text_bytes, PROT_READ, MAP_PRIVATE, fd as isize, record.text_offset) {
+        Ok(at) => {
+            // SAFETY: mapped just now, and the file is that long.
+            let text = unsafe { core::slice::from_raw_parts(at as *const u8, record.text_bytes as usize) };
+            let is_same = xxh64(text) == record.text_sum;
+            // A mapping of our own can be unmapped.
+            let _ = syscall!(sys::SYS_MUNMAP, at, record.text_bytes);
+            is_same
+        }
+        Err(_) => false,
+    }
 }
 
 pub fn close(fd: i32) {

@@ -17,7 +17,7 @@ use core::{
 use crate::{
     Restore,
     layout::{EXIT_UNTRUSTED, EXIT_USAGE, HUGE_PAGE, MappingRecord, PAGE, RunRecord, Step, advice, block_of, xxh64::Xxh64},
-    memory::{MAP_ANONYMOUS, MAP_PRIVATE, map_at, read_all},
+    memory::{MAP_ANONYMOUS, MAP_PRIVATE, is_written, map_at, read_all, write_code},
     report::{self, Decimal, fail_on},
     sys::{self, Errno},
     syscall,
@@ -38,7 +38,7 @@ pub fn is_wanted(environment: *const *const u8) -> bool {
 /// Makes room for page data: anonymous memory that can be written, in huge pages where there is much of it.
 pub fn lay_out(restore: &Restore) {
     let mut mappings = restore.table::<MappingRecord>(restore.header.mappings).iter().peekable();
-    for run in restore.table::<RunRecord>(restore.header.runs) {
+    for run in restore.table::<RunRecord>(restore.header.runs).iter().filter(|run| !is_written(restore, run)) {
         while mappings.next_if(|mapping| mapping.end <= run.start).is_some() {}
         let around = mappings.peek().filter(|mapping| mapping.start <= run.start);
         let bytes = run.end - run.start;
@@ -80,9 +80,10 @@ pub fn fill(restore: &Restore) {
     let mut is_mapped = false;
     for run in restore.table::<RunRecord>(restore.header.runs).iter().filter(|run| run.protection != READ_WRITE) {
         let bytes = run.end - run.start;
-        let protected = match protect(run.start, bytes, run.protection) {
+        let protected = if is_written(restore, run) { write_code(restore, run) } else { protect(run.start, bytes, run.protection) };
+        let protected = match protected {
             // Nothing that could be written may be executed here (prctl PR_SET_MDWE, SELinux): code has to come from a file.
-            Err(EACCES | EPERM) if run.protection & PROT_EXEC != 0 => {
+            Err(EACCES | EPERM) if run.protection & PROT_EXEC != 0 && !restore.is_launched => {
                 is_mapped = true;
                 map_at(run.start, bytes, run.protection, MAP_PRIVATE as u32 | MAP_POPULATE, restore.image_fd, run.data_offset)
             }
@@ -119,6 +120,10 @@ fn read_block(restore: &Restore, number: u64, expected: u64) {
         let mut at = from;
         add_zeros(&mut sum, from - done);
         done = to;
+        if is_written(restore, run) {
+            sum_alone(restore, &mut sum, from, to);
+            continue;
+        }
         while at < to {
             let (data, hole) = if is_sparse(run) { next_data(restore.image_fd, at, to) } else { (at, to) };
             add_zeros(&mut sum, data - at);
@@ -139,16 +144,7 @@ fn read_block(restore: &Restore, number: u64, expected: u64) {
     for (_, from, to) in parts(restore.table(header.object_runs), start, end) {
         add_zeros(&mut sum, from - done);
         done = to;
-        let mut buffer = [0_u8; PAGE as usize];
-        let mut at = from;
-        while at < to {
-            if let Err(errno) = read_all(restore.image_fd, buffer.as_mut_ptr() as u64, PAGE, at) {
-                alone();
-                fail_on(Step::Memory, b"shared memory at byte", at, errno);
-            }
-            sum.blocks(&buffer);
-            at += PAGE;
-        }
+        sum_alone(restore, &mut sum, from, to);
     }
     add_zeros(&mut sum, end - done);
     if sum.finish(&[]) != expected {
@@ -158,6 +154,20 @@ fn read_block(restore: &Restore, number: u64, expected: u64) {
             EXIT_UNTRUSTED,
             &[b"page data are damaged: the checksum of bytes ", start.bytes(), b" to ", end.bytes(), b" of the image does not match"],
         );
+    }
+}
+
+/// Sums bytes of the image that are brought back in another way.
+fn sum_alone(restore: &Restore, sum: &mut Xxh64, from: u64, to: u64) {
+    let mut buffer = [0_u8; PAGE as usize];
+    let mut at = from;
+    while at < to {
+        if let Err(errno) = read_all(restore.image_fd, buffer.as_mut_ptr() as u64, PAGE, at) {
+            alone();
+            fail_on(Step::Memory, b"page data at byte", at, errno);
+        }
+        sum.blocks(&buffer);
+        at += PAGE;
     }
 }
 

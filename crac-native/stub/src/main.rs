@@ -1,6 +1,7 @@
 //! The restorer: the program that an image starts as.
 //!
-//! The kernel has mapped it, with the image's metadata, at an address that the captured process did not use. It checks that
+//! The kernel has mapped it, with the image's metadata, at an address that the captured process did not use; or, where an image may
+//! not be executed, a packaged program has done the same in its own process (`crac-native/src/launch.rs`). It checks that
 //! image and host fit each other, replaces its own address space by the captured one, and jumps into the captured threads.
 //!
 //! What does not exist here: a heap, thread-local storage, a C library, panics (the handler calls a function that nobody
@@ -40,6 +41,8 @@ pub struct Restore {
     pub image_fd: i32,
     /// Whether page data are read rather than mapped.
     pub eager: bool,
+    /// Whether a packaged program has started this, rather than the image itself: nothing of the image is mapped executable then.
+    pub is_launched: bool,
 }
 
 impl Restore {

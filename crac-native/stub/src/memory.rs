@@ -15,6 +15,8 @@ pub const MAP_PRIVATE: usize = 2;
 const MAP_FIXED: usize = 0x10;
 pub const MAP_ANONYMOUS: u32 = 0x20;
 const PROT_WRITE: u32 = 2;
+const PROT_EXEC: u32 = 4;
+const O_RDWR: usize = 2;
 const MADV_GUARD_INSTALL: usize = 102;
 const PR_SET_MM: usize = 35;
 const PR_SET_MM_MAP: usize = 14;
@@ -77,6 +79,8 @@ fn map_data(restore: &Restore) {
         let bytes = data.end - data.start;
         let done = if data.flags & run::COPY != 0 {
             read_all(restore.image_fd, data.start, bytes, data.data_offset)
+        } else if is_written(restore, data) {
+            write_code(restore, data)
         } else {
             map_at(data.start, bytes, data.protection, MAP_PRIVATE as u32, restore.image_fd, data.data_offset)
         };
@@ -127,6 +131,35 @@ pub fn tell_kernel(restore: &Restore) {
 pub fn map_at(start: u64, bytes: u64, protection: u32, flags: u32, fd: i32, offset: u64) -> sys::Result<()> {
     let at = syscall!(sys::SYS_MMAP, start, bytes, protection, flags as usize | MAP_FIXED, fd as isize, offset)?;
     if at as u64 == start { Ok(()) } else { Err(sys::Errno(17)) }
+}
+
+/// Whether page data are code that [`write_code`] brings back.
+pub fn is_written(restore: &Restore, data: &RunRecord) -> bool {
+    restore.is_launched && data.flags & run::COPY == 0 && data.protection & PROT_EXEC != 0
+}
+
+/// Writes executable page data by way of `/proc/self/mem`: into the mapping of a file whose text was changed there, or into
+/// anonymous memory. Nothing is writable and executable meanwhile, and no file but the original one is mapped executable.
+pub fn write_code(restore: &Restore, data: &RunRecord) -> sys::Result<()> {
+    let mappings = restore.table::<MappingRecord>(restore.header.mappings);
+    if !mappings.iter().any(|mapping| mapping.start <= data.start && data.end <= mapping.end) {
+        let flags = MAP_PRIVATE as u32 | MAP_ANONYMOUS;
+        map_at(data.start, data.end - data.start, data.protection, flags, -1, 0)?;
+    }
+    let memory = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, c"/proc/self/mem".as_ptr(), O_RDWR | sys::O_CLOEXEC, 0)?;
+    let mut piece = [0_u8; 16 * 1024];
+    let (mut at, mut offset) = (data.start, data.data_offset);
+    while at < data.end {
+        let wanted = (data.end - at).min(piece.len() as u64);
+        let read = syscall!(sys::SYS_PREAD64, restore.image_fd, piece.as_mut_ptr(), wanted, offset)?;
+        if read == 0 || syscall!(sys::SYS_PWRITE64, memory, piece.as_ptr(), read, at)? != read {
+            return Err(sys::Errno(5));
+        }
+        at += read as u64;
+        offset += read as u64;
+    }
+    check::close(memory as i32);
+    Ok(())
 }
 
 /// Reads page data into memory that is already mapped, writable or not.

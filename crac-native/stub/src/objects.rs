@@ -10,10 +10,12 @@ use crate::{
 
 const MFD_CLOEXEC: usize = 1;
 const MFD_ALLOW_SEALING: usize = 2;
+const MFD_NOEXEC_SEAL: usize = 8;
 const MFD_EXEC: usize = 0x10;
 const F_ADD_SEALS: usize = 1033;
 const F_SEAL_SEAL: u32 = 1;
 const F_SEAL_WRITE: u32 = 8;
+const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
 
 /// The objects of the image.
@@ -43,9 +45,15 @@ pub fn make(restore: &Restore) {
 fn make_one(restore: &Restore, at: usize, object: &ObjectRecord) -> sys::Result<()> {
     let name = restore.text(object.name);
     let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    let mut mode = object.mode;
     let made = match syscall!(sys::SYS_MEMFD_CREATE, name, flags | MFD_EXEC) {
         // Before Linux 6.3 all of them can be executed.
         Err(Errno(EINVAL)) => syscall!(sys::SYS_MEMFD_CREATE, name, flags)?,
+        // Where `vm.memfd_noexec` is 2, none may be.
+        Err(Errno(EACCES)) => {
+            mode &= !0o111;
+            syscall!(sys::SYS_MEMFD_CREATE, name, flags | MFD_NOEXEC_SEAL)?
+        }
         made => made?,
     };
     let fd = descriptor(restore, at);
@@ -59,7 +67,7 @@ fn make_one(restore: &Restore, at: usize, object: &ObjectRecord) -> sys::Result<
             copy(restore.image_fd, fd, run, object.size)?;
         }
     }
-    syscall!(sys::SYS_FCHMOD, fd, object.mode)?;
+    syscall!(sys::SYS_FCHMOD, fd, mode)?;
     // A seal against writing has to come before the mappings, which would otherwise be made able to write.
     if object.seals & F_SEAL_WRITE != 0 { seal(fd, object) } else { Ok(()) }
 }

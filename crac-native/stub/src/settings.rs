@@ -14,6 +14,7 @@ const CAP_IPC_LOCK: u64 = 14;
 const CAP_SYS_RESOURCE: u64 = 24;
 const PR_SET_TIMERSLACK: usize = 29;
 const PR_SET_MDWE: usize = 65;
+const PR_GET_MDWE: usize = 66;
 const IOPRIO_WHO_PROCESS: usize = 1;
 const MASK_WORDS: usize = 16;
 
@@ -228,7 +229,10 @@ pub fn last(restore: &Restore) {
                 set_limit(first, fitting(restore, record));
                 Ok(0)
             }
-            setting::WRITE_OR_EXECUTE if first != 0 => syscall!(sys::SYS_PRCTL, PR_SET_MDWE, first, 0, 0, 0),
+            // Where it is set already, by whoever restores, it can be neither set again otherwise nor taken back.
+            setting::WRITE_OR_EXECUTE if first != 0 && syscall!(sys::SYS_PRCTL, PR_GET_MDWE, 0, 0, 0, 0) == Ok(0) => {
+                syscall!(sys::SYS_PRCTL, PR_SET_MDWE, first, 0, 0, 0)
+            }
             setting::INTERVAL_TIMER => {
                 let timer = [second, third].map(|time_ns| [time_ns / 1_000_000_000, time_ns % 1_000_000_000 / 1000]);
                 syscall!(sys::SYS_SETITIMER, first, timer.as_ptr(), 0)

@@ -26,6 +26,21 @@ unsafe extern "C" {
     fn madvise(at: *mut c_void, len: usize, advice: i32) -> i32;
 }
 
+/// Code that was made at run time, in memory that may be written no more and, if `CRAC_TEST_WRITABLE_CODE` is set, in memory that may.
+pub(crate) fn made_code() {
+    /// `mov eax, 42; ret`
+    const CODE: [u8; 6] = [0xb8, 42, 0, 0, 0, 0xc3];
+    let may_write = std::env::var_os("CRAC_TEST_WRITABLE_CODE").is_some();
+    let lasting = if may_write { RW | libc::PROT_EXEC } else { libc::PROT_READ | libc::PROT_EXEC };
+    let at = map(3 * PAGE, RW, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+    bytes(at, 3 * PAGE)[2 * PAGE..][..CODE.len()].copy_from_slice(&CODE);
+    // SAFETY: the mapping from above.
+    assert_eq!(unsafe { libc::mprotect(at.cast(), 3 * PAGE, lasting) }, 0);
+    // SAFETY: the code that was put there has this signature.
+    let made = unsafe { std::mem::transmute::<*mut u8, extern "C" fn() -> u32>(at.wrapping_add(2 * PAGE)) };
+    lives(|_| assert_eq!(made(), 42));
+}
+
 /// Memory given back with `MADV_DONTNEED` reads as zeros in every life, as anonymous memory does.
 pub(crate) fn discard() {
     let len = 64 * PAGE;

@@ -34,6 +34,7 @@ pub(crate) fn run(name: &str) {
         "memory" => memory::memory(),
         "sizes" => eager::sizes(),
         "scattered" => eager::scattered(),
+        "made-code" => memory::made_code(),
         "signals" => signals::signals(),
         "environment" => environment(),
         // The engine is called on a thread of its own in a service; the main thread is one of many.
@@ -78,6 +79,8 @@ fn engine() -> NativeEngine {
     let clock = setting("CRAC_TEST_CLOCK").map(|clock| clock.parse().unwrap());
     let downtime = setting("CRAC_TEST_DOWNTIME").map(|downtime| downtime.parse().unwrap());
     let engine = NativeEngine::new().with_clock(clock.unwrap_or_default()).with_downtime(downtime.unwrap_or_default());
+    let form = setting("CRAC_TEST_FORM").map(|form| form.parse().unwrap());
+    let engine = engine.with_image_form(form.unwrap_or_default());
     match std::env::var("CRAC_FAULT") {
         Ok(fault) => engine.with_fault(&fault).unwrap(),
         Err(_) => engine
@@ -132,7 +135,9 @@ fn lives(mut check: impl FnMut(u64)) {
         };
         let parent = life.as_ref().map(|life| life.image_id);
         let metadata = ImageMetadata::new("test", ImageId([generation as u8; 16]), generation, parent);
-        let captured = engine.capture(CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy));
+        let data_only = argument("--data-only", life.as_ref()).is_some();
+        let request = CaptureRequest::new(PathBuf::from(image), mode, metadata, &policy).data_only(data_only);
+        let captured = engine.capture(request);
         let captured = match captured {
             Ok(Captured::Underway(underway)) => beside(underway, &mut check).map(Captured::Original),
             other => other,

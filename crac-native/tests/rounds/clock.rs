@@ -144,30 +144,40 @@ pub(super) fn bare_waits(dir: &Path) {
 
 /// Where nothing may be made executable that was writable, which the clocks do not need.
 pub(super) fn without_writable_code(dir: &Path) {
-    const PR_SET_MDWE: i32 = 65;
-    const PR_GET_MDWE: i32 = 66;
-    // SAFETY: only asks.
-    if unsafe { libc::prctl(PR_GET_MDWE, 0, 0, 0, 0) } < 0 {
-        println!("skipped: this kernel has no PR_SET_MDWE");
+    if !may_refuse_new_code() {
         return;
     }
-    let refuse = |command: &mut Command| {
-        let refuse = || {
-            // SAFETY: integer arguments.
-            let set = unsafe { libc::prctl(PR_SET_MDWE, 1, 0, 0, 0) };
-            if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
-        // SAFETY: the closure makes one system call.
-        unsafe { command.pre_exec(refuse) };
-    };
     let to = format!("--image={}", image(dir, 0).display());
     let mut command = program("clock-across");
     command.env("CRAC_TEST_CLOCK", "proxy").env("CRAC_TEST_SHIFT", "864000").arg(to);
-    refuse(&mut command);
+    refuse_new_code(&mut command);
     assert_eq!(lines_of(&finish(&mut command)), ["life 0"]);
     let mut command = Command::new(image(dir, 0));
-    refuse(&mut command);
+    refuse_new_code(&mut command);
     assert_eq!(lines_of(&finish(&mut command)), ["life 1", "waited"]);
+}
+
+/// Whether this kernel can refuse new code; says so if not.
+pub(super) fn may_refuse_new_code() -> bool {
+    const PR_GET_MDWE: i32 = 66;
+    // SAFETY: only asks.
+    let known = unsafe { libc::prctl(PR_GET_MDWE, 0, 0, 0, 0) } >= 0;
+    if !known {
+        println!("skipped: this kernel has no PR_SET_MDWE");
+    }
+    known
+}
+
+/// Has `command` run where memory that could be written may not be executed (`PR_SET_MDWE`).
+pub(super) fn refuse_new_code(command: &mut Command) {
+    const PR_SET_MDWE: i32 = 65;
+    let refuse = || {
+        // SAFETY: integer arguments.
+        let set = unsafe { libc::prctl(PR_SET_MDWE, 1, 0, 0, 0) };
+        if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure makes one system call.
+    unsafe { command.pre_exec(refuse) };
 }
 
 /// A host as a process sees it that runs in a time namespace.

@@ -10,6 +10,7 @@ use std::{
 use libtest_mimic::{Arguments, Trial};
 
 mod clock;
+mod data_only;
 mod eager;
 mod foreign;
 mod sandbox;
@@ -23,6 +24,11 @@ const TESTS: &[(&str, Test)] = &[
     ("hundreds_of_threads_come_back", |dir| exit_rounds(dir, "many", 3)),
     ("a_tokio_runtime_comes_back", |dir| exit_rounds(dir, "tokio", 5)),
     ("a_process_becomes_its_image_and_keeps_its_pid", becomes_its_image),
+    ("data_alone_comes_back_where_a_program_restores_it", data_only::rounds),
+    ("code_made_at_run_time_comes_back_with_data_alone", data_only::made_code),
+    ("arguments_and_names_reach_a_life_of_data_alone", data_only::arguments),
+    ("a_process_becomes_data_alone_and_keeps_its_pid", data_only::becomes),
+    ("data_alone_goes_with_any_file_that_has_the_same_code", data_only::other_files),
     ("the_original_goes_on_while_a_copy_writes", goes_on),
     ("what_a_copy_would_not_see_is_refused_by_name", refusals_beside),
     ("a_copy_that_is_killed_or_given_up_leaves_a_running_process_and_no_file", copy_ends_early),
@@ -447,8 +453,14 @@ fn wrong_places(dir: &Path) {
     let lines = lines_of(&finish(program("threads").arg("--image=/proc/0.crac")));
     assert!(lines[1].starts_with("error cannot write the image /proc/0.crac"), "{lines:?}");
     let Some(noexec) = tmpfs(dir, "noexec,size=64m") else { return };
-    let lines = lines_of(&finish(program("threads").arg(format!("--image={}", noexec.0.join("0.crac").display()))));
+    let to = format!("--image={}", noexec.0.join("0.crac").display());
+    let lines = lines_of(&finish(program("threads").arg(&to).env("CRAC_TEST_FORM", "program")));
     assert!(lines[1].contains("mounted noexec"), "{lines:?}");
+    // An image of data alone is as good there as elsewhere.
+    finish(program("threads").arg(&to));
+    let found = std::fs::metadata(noexec.0.join("0.crac")).expect("an image");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&found.permissions());
+    assert_eq!(mode & 0o7777, 0o600);
 }
 
 fn full_disk(dir: &Path) {

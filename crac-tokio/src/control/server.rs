@@ -14,7 +14,7 @@ use std::{
 };
 
 use crac_core::{
-    CheckpointRequest, Context, Mode,
+    CheckpointRequest, Context,
     control::{ControlReply, ControlRequest, REQUEST_BYTES_MAX},
 };
 use rustix::{
@@ -170,13 +170,13 @@ impl Loop {
     fn obey(&self, client: Client) {
         let peer = socket_peercred(&client.stream).map(|peer| (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw())).ok();
         match serde_json::from_slice(&client.line) {
-            Ok(ControlRequest::Checkpoint { mode, image }) => {
+            Ok(ControlRequest::Checkpoint { mode, image, data_only }) => {
                 tracing::info!(?peer, %mode, image = ?image, "checkpoint requested over the control socket");
-                self.begin(client.stream, mode, image, None);
+                self.begin(client.stream, CheckpointRequest::new(mode).data_only(data_only), image, None);
             }
             Ok(ControlRequest::Prepare { mode, image, limit_ms }) => {
                 tracing::info!(?peer, %mode, image = ?image, limit_ms, "checkpoint from outside requested over the control socket");
-                self.begin(client.stream, mode, image, Some(Duration::from_millis(limit_ms)));
+                self.begin(client.stream, CheckpointRequest::new(mode), image, Some(Duration::from_millis(limit_ms)));
             }
             Ok(ControlRequest::Status) => {
                 tracing::debug!(?peer, "status asked over the control socket");
@@ -193,13 +193,13 @@ impl Loop {
 
 impl Loop {
     /// Has a round begin, whose course is told over `stream`; with a `limit` it stands still for whoever is at the other end.
-    fn begin(&self, stream: UnixStream, mode: Mode, image: Option<PathBuf>, limit: Option<Duration>) {
+    fn begin(&self, stream: UnixStream, request: CheckpointRequest, image: Option<PathBuf>, limit: Option<Duration>) {
         if let Err(error) = prepare_to_write(&stream) {
             tracing::warn!(%error, "the client of the control socket cannot be answered");
             return;
         }
         let reply = Arc::new(Reply::new(stream, self.context.clone()));
-        let mut request = CheckpointRequest::new(mode).own_descriptor(reply.descriptor()).watch(reply.clone());
+        let mut request = request.own_descriptor(reply.descriptor()).watch(reply.clone());
         if let Some(image) = image {
             request = request.image(image);
         }

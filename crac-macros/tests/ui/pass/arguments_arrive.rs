@@ -23,6 +23,7 @@ use std::time::Duration;
     checkpoint_signal = "SIGUSR2",
     clock = "timens",
     downtime = "elapsed",
+    image_form = "data-only",
 )]
 async fn main() {
     let config = crac::__private::arrived();
@@ -46,6 +47,7 @@ async fn main() {
         checkpoint_signal: Some("SIGUSR2"),
         clock: Some("timens"),
         downtime: Some("elapsed"),
+        image_form: Some("data-only"),
     };
     assert_eq!(config, expected);
 }
