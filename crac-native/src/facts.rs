@@ -18,7 +18,7 @@ use crate::{
     arena::{Arena, ArenaVec},
     findings::ObstacleSink,
     freeze::ThreadState,
-    layout::{ActionRecord, PrivilegeRecord, ProcessRecord, SettingRecord, setting},
+    layout::{ActionRecord, PrivilegeRecord, ProcessRecord, SettingRecord, kernel, setting},
     text::FixedText,
 };
 
@@ -89,6 +89,7 @@ pub(crate) fn process(arena: &Arena, filters_at_start: u32, obstacles: &mut Obst
             format_args!("{} filter(s) installed since the engine was made", filters - filters_at_start),
         );
     }
+    lacks(kernel_version(), process::can_set_memory_map(), obstacles);
     timers(arena, obstacles);
     children(arena, obstacles);
     // The data of AMX tiles (state 18) has to be asked for; the rest is there for everybody.
@@ -164,6 +165,20 @@ pub(crate) fn interval_timers(settings: &mut ArenaVec<'_, SettingRecord>) -> Res
         }
     }
     Ok(())
+}
+
+/// What no restore on this kernel could do.
+fn lacks(version: u32, can_set_memory_map: bool, obstacles: &mut ObstacleSink<'_>) {
+    if version < kernel::OLDEST {
+        let [here, oldest] = [version, kernel::OLDEST].map(|version| [version >> 16, version & 0xffff]);
+        obstacles.push(
+            ObstacleKind::Kernel,
+            format_args!("Linux {}.{}; the engine needs {}.{}", here[0], here[1], oldest[0], oldest[1]),
+        );
+    }
+    if !can_set_memory_map {
+        obstacles.push(ObstacleKind::Kernel, format_args!("it was built without CONFIG_CHECKPOINT_RESTORE"));
+    }
 }
 
 fn timers(arena: &Arena, obstacles: &mut ObstacleSink<'_>) {
@@ -289,6 +304,11 @@ pub(crate) fn actions(arena: &Arena, freeze: (i32, signal::Action)) -> Result<&[
     Ok(actions.into_slice())
 }
 
+/// Version of the running kernel, as [`kernel::version`] has it; 0 if it does not say.
+pub(crate) fn kernel_version() -> u32 {
+    process::uname().map_or(0, |names| kernel::version(names.release.iter().map(|byte| *byte as u8)))
+}
+
 /// Nanoseconds of a clock.
 pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
     process::clock(clock).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
@@ -302,6 +322,20 @@ pub(crate) fn now() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_cannot_restore_is_named() {
+        let arena = Arena::new().unwrap();
+        let subjects = |version, can_set_memory_map| {
+            let mut sink = ObstacleSink::new(&arena);
+            lacks(version, can_set_memory_map, &mut sink);
+            sink.into_obstacles().into_iter().map(|obstacle| obstacle.to_string()).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(subjects(kernel::OLDEST, true), "");
+        assert_eq!(subjects(kernel_version(), process::can_set_memory_map()), "");
+        let both = subjects(5 << 16 | 4, false);
+        assert!(both.contains("Linux 5.4; the engine needs 6.1") && both.contains("CONFIG_CHECKPOINT_RESTORE"), "{both}");
+    }
 
     #[test]
     fn nobody_misses_a_signal_that_is_ignored() {

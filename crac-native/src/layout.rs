@@ -36,10 +36,13 @@ pub mod cpu;
 mod data;
 #[path = "layout/descriptors.rs"]
 pub mod descriptors;
+#[path = "layout/kernel.rs"]
+pub mod kernel;
 #[path = "layout/xxh64.rs"]
 pub mod xxh64;
 
 pub use data::{BLOCK, HUGE_PAGE, block_count, block_of, place_data};
+pub use kernel::VdsoRecord;
 
 /// The first bytes of a [`Header`].
 pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
@@ -144,7 +147,7 @@ pub struct Header {
     pub reserved: u32,
 
     pub page_size: u32,
-    /// Version of the kernel, `major << 16 | minor`.
+    /// Version of the kernel, see [`kernel::version`].
     pub kernel: u32,
     pub cpu: CpuRecord,
     pub vdso: VdsoRecord,
@@ -219,19 +222,6 @@ pub struct CpuRecord {
     pub reserved: u32,
 }
 const _: () = assert!(size_of::<CpuRecord>() == 48 && align_of::<CpuRecord>() == 8);
-
-/// The kernel's own mappings that every process gets: `vvar`, `vvar_vclock`, `vdso`, adjacent in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct VdsoRecord {
-    /// Where the first of them starts in the restored life.
-    pub start: u64,
-    /// Bytes of each, in order; unused entries are zero and stand in front.
-    pub bytes: [u64; 4],
-    /// XXH64 of the last one, the code.
-    pub code_sum: u64,
-}
-const _: () = assert!(size_of::<VdsoRecord>() == 48 && align_of::<VdsoRecord>() == 8);
 
 /// What the process was allowed to do. A restore never adds to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -533,6 +523,9 @@ pub struct Handover {
     /// Device and inode of the image, as `fstat(2)` has them.
     pub image_device: u64,
     pub image_inode: u64,
+    /// The code of the vdso and its bytes, if it is of another build than that of the checkpoint; else zero.
+    pub vdso_at: u64,
+    pub vdso_bytes: u64,
     /// Listening sockets that a supervisor handed over and no recorded descriptor has taken; 0 where there is none.
     pub listeners: Listeners,
     /// Whether page data were read, and nothing of them is mapped.
@@ -543,7 +536,7 @@ pub struct Handover {
 pub type Listeners = [i32; LISTENERS_MAX];
 /// How many sockets a supervisor may hand over (sd_listen_fds(3)); those beyond are closed.
 pub const LISTENERS_MAX: usize = 16;
-const _: () = assert!(size_of::<Handover>() == 64 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
+const _: () = assert!(size_of::<Handover>() == 80 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
 
 macro_rules! steps {
     ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {

@@ -18,10 +18,10 @@ use std::{
 use crac_sys::process;
 
 use crate::{
-    exec,
+    exec, facts,
     image::{self, Image, ImageError},
     launch,
-    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, cpu, file, setting, xxh64::xxh64},
+    layout::{EXIT_BUG, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, cpu, file, kernel, setting, xxh64::xxh64},
     manifest::Executable,
 };
 
@@ -221,18 +221,20 @@ fn host(image: &Image) -> Vec<Mismatch> {
         reasons.push(cold("this processor lacks features, or keeps registers, other than the one of the checkpoint".into()));
     }
     let [.., code_bytes] = header.vdso.bytes;
-    if exec::vdso().map(xxh64) != Some(header.vdso.code_sum) || exec::vdso().map(|code| code.len() as u64) != Some(code_bytes) {
-        reasons.push(cold(format!(
-            "this kernel is another build than the one of the checkpoint ({}): its vdso differs",
-            image.manifest().kernel
-        )));
+    let is_recorded = |code: &[u8]| xxh64(code) == header.vdso.code_sum && code.len() as u64 == code_bytes;
+    let same_vdso = exec::vdso().is_some_and(is_recorded);
+    if let Err(what) = kernel::fit(header.clock, header.kernel, facts::kernel_version(), same_vdso) {
+        reasons.push(cold(format!("{what} ({})", image.manifest().kernel)));
+    }
+    if !process::can_set_memory_map() {
+        reasons.push(cold("this kernel was built without CONFIG_CHECKPOINT_RESTORE".into()));
     }
     let host_clocks = header.clock == crate::layout::clock::HOST;
     for (clock, name, recorded) in [
         (libc::CLOCK_MONOTONIC, "monotonic", header.captured_monotonic_ns),
         (libc::CLOCK_BOOTTIME, "boot", header.captured_boottime_ns),
     ] {
-        if host_clocks && crate::facts::clock_ns(clock) < recorded {
+        if host_clocks && facts::clock_ns(clock) < recorded {
             reasons.push(cold(format!(
                 "the {name} clock would run backwards: this host is another one, or was started after the checkpoint"
             )));

@@ -19,6 +19,7 @@ use crac_sys::{mem, process, signal};
 use crate::{
     capture::HEADER_AT,
     clock::{
+        layer,
         offset::{self, Offset, Readings},
         shim,
     },
@@ -111,6 +112,10 @@ fn continue_clocks(header: &Header, handover_at: u64) -> Duration {
     };
     match header.clock {
         clock::PROXY => {
+            if handover.vdso_at != 0 {
+                // SAFETY: an image with these clocks has a proxy; the stub has put the vdso of this kernel there.
+                unsafe { layer::follow(handover.vdso_at as usize, handover.vdso_bytes as usize) };
+            }
             let stood = Readings {
                 monotonic_ns: header.captured_monotonic_ns,
                 raw_ns: header.captured_raw_ns,

@@ -212,14 +212,33 @@ pub fn set_dumpable(value: usize) -> Result<()> {
 
 /// The `MEMBARRIER_CMD_REGISTER_*` commands in force (`membarrier(2)`).
 ///
-/// Before Linux 6.3 the kernel does not tell; the answer is then the private expedited one, which costs little when nobody
-/// uses it.
+/// Before Linux 6.3 the kernel does not tell. Then each barrier is tried: it fails unless the process is registered for it; and
+/// for the global one, which succeeds in any case, the process counts as registered, which costs little if it is not.
 pub fn membarrier_registrations() -> u32 {
     const GET_REGISTRATIONS: usize = 512;
-    const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
-    // SAFETY: the command only asks.
-    let answer = unsafe { syscall(libc::SYS_membarrier, [GET_REGISTRATIONS, 0, 0, 0, 0, 0]) };
-    answer.map_or(REGISTER_PRIVATE_EXPEDITED, |mask| mask as u32)
+    const REGISTER_GLOBAL_EXPEDITED: u32 = 4;
+    /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, `..._SYNC_CORE` and `..._RSEQ`; the command that registers is twice that.
+    const PRIVATE: [u32; 3] = [8, 32, 128];
+    // SAFETY: a barrier has no effect on memory, and the other command only asks.
+    let call = |command: usize| unsafe { syscall(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]) };
+    if let Ok(mask) = call(GET_REGISTRATIONS) {
+        return mask as u32;
+    }
+    // Which commands there are at all.
+    let Ok(there) = call(0) else { return 0 };
+    let private =
+        PRIVATE.into_iter().filter(|command| call(*command as usize).is_ok()).fold(0, |all, command| all | command << 1);
+    private | there as u32 & REGISTER_GLOBAL_EXPEDITED
+}
+
+/// Whether the kernel can be told where a process's parts are (`PR_SET_MM_MAP`): only if it was built with
+/// `CONFIG_CHECKPOINT_RESTORE`. Nothing is changed.
+pub fn can_set_memory_map() -> bool {
+    const PR_SET_MM: i32 = 35;
+    const PR_SET_MM_MAP_SIZE: usize = 15;
+    let mut size = 0_u32;
+    // SAFETY: the operation stores one 32-bit word at the address given.
+    unsafe { prctl(PR_SET_MM, [PR_SET_MM_MAP_SIZE, ptr::from_mut(&mut size) as usize, 0, 0]) }.is_ok()
 }
 
 /// Whether the process has children, zombies included (`waitid(2)` without waiting or reaping).

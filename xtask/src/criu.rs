@@ -12,13 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{shell, test, workspace};
+use crate::{debian::Suite, shell, test, workspace};
 
 /// Where a CRIU that works is, for the tests; see `crac_testing::criu`.
 const VARIABLE: &str = "CRAC_TEST_CRIU";
-
-/// Downloading and unpacking some ten megabytes.
-const DEADLINE: Duration = Duration::from_secs(5 * 60);
 
 /// Building the command.
 const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -121,59 +118,16 @@ fn verdict(said: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
-/// Downloads Debian's CRIU with the libraries it is built for, and unpacks them into `prefix`; nothing is installed. The state
-/// of the machine's own package manager is left alone.
+/// Downloads Debian's CRIU with the libraries it is built for, and unpacks them into `prefix`; nothing is installed.
 fn fetch(prefix: &Path, wrapper: &Path) -> Result<()> {
-    for program in ["apt-get", "dpkg"] {
-        if !shell::is_installed(program) {
-            bail!("there is no {program} to fetch it with");
-        }
-    }
-    let mirror = mirror().context("no mirror of Debian is configured in /etc/apt")?;
-    // What an earlier attempt has left may be half.
-    let _ = fs::remove_dir_all(prefix);
-    for directory in ["lists/partial", "cache/archives/partial", "state", "root", "bin"] {
-        fs::create_dir_all(prefix.join(directory))?;
-    }
-    fs::write(prefix.join("status"), "")?;
-    fs::write(prefix.join("sources.list"), format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n"))?;
-    let configuration = prefix.join("apt.conf");
-    fs::write(&configuration, apt_configuration(prefix))?;
-    let apt = |args: &[&str]| {
-        let mut command = shell::command("apt-get", ["--quiet", "--yes"]);
-        shell::run(command.args(args).env("APT_CONFIG", &configuration).env("DEBIAN_FRONTEND", "noninteractive"), DEADLINE)
-    };
-    apt(&["update"])?;
-    // Nothing counts as installed, so that this is everything it needs, down to the C library.
-    apt(&["install", "--download-only", "criu"])?;
-    let root = prefix.join("root");
-    for entry in fs::read_dir(prefix.join("cache/archives"))? {
-        let package = entry?.path();
-        if package.extension().is_some_and(|extension| extension == "deb") {
-            let mut unpack = shell::command("dpkg", ["--extract"]);
-            if !shell::succeeds(unpack.arg(&package).arg(&root)) {
-                bail!("dpkg cannot unpack {}", package.display());
-            }
-        }
-    }
-    for directory in ["lists", "cache"] {
-        fs::remove_dir_all(prefix.join(directory))?;
-    }
+    let packages = Suite::new(SUITE, prefix)?;
+    packages.fetch_closure("criu")?;
+    let root = packages.unpack()?;
+    packages.tidy_up()?;
+    fs::create_dir_all(prefix.join("bin"))?;
     fs::write(wrapper, wrapper_script(&root))?;
     fs::set_permissions(wrapper, fs::Permissions::from_mode(0o755))?;
     Ok(())
-}
-
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// Everything of apt's in `prefix`.
-fn apt_configuration(prefix: &Path) -> String {
-    let prefix = prefix.display();
-    format!(
-        "Dir::Etc::sourcelist \"{prefix}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\nDir::State \"{prefix}/state\";\n\
-         Dir::State::Lists \"{prefix}/lists\";\nDir::State::status \"{prefix}/status\";\nDir::Cache \"{prefix}/cache\";\n\
-         APT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
-    )
 }
 
 /// Starts CRIU with the loader and the libraries it came with.
@@ -185,36 +139,9 @@ fn wrapper_script(root: &Path) -> String {
     )
 }
 
-/// The first mirror that the machine is configured with.
-fn mirror() -> Option<String> {
-    let directory = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
-    let files = directory.chain([PathBuf::from("/etc/apt/sources.list")]);
-    files.filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text))
-}
-
-/// The mirror of Debian in a list of sources, of either form.
-fn mirror_in(text: &str) -> Option<String> {
-    let addresses = text.lines().filter_map(|line| {
-        let line = line.trim();
-        let rest = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
-        rest.split_whitespace().find(|word| word.contains("://"))
-    });
-    addresses.map(|address| address.trim_end_matches('/')).find(|address| address.ends_with("/debian")).map(str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_found_in_both_forms() {
-        let new = "Types: deb\n# URIs: http://old.example/debian\nURIs: http://mirror.example/debian\nSuites: bookworm\n";
-        assert_eq!(mirror_in(new).as_deref(), Some("http://mirror.example/debian"));
-        let old = "deb [signed-by=/x] https://mirror.example/debian/ bookworm main\n";
-        assert_eq!(mirror_in(old).as_deref(), Some("https://mirror.example/debian"));
-        assert_eq!(mirror_in("URIs: http://mirror.example/ubuntu\n"), None);
-        assert_eq!(mirror_in("#deb http://mirror.example/debian x main\n"), None);
-    }
 
     #[test]
     fn the_trial_decides_and_says_why() {

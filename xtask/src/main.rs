@@ -2,10 +2,13 @@
 
 mod bench;
 mod ci;
+mod container;
 mod criu;
+mod debian;
 mod demo;
 mod deny;
 mod fuzz;
+mod kernels;
 mod linked;
 mod measure;
 mod msrv;
@@ -27,6 +30,8 @@ usage: cargo xtask <task>
   tidy [--write]   check what a program can check: arrows between crates, the unsafe list, manifests, what the
                    documentation shows of the code, the changelog, paths, lengths; --write redraws
   test             set everything up and run all tests, the end-to-end ones as this user and as nobody
+  kernels          boot Debian's oldest tested kernel and a newer one in QEMU, and take images through both
+  container        save and restore a service in containers of Debian's Docker, fetched beside the build
   criu             find a CRIU that works here, or fetch one beside the build, and say where it is
   linked           the part of `test` that runs the programs of its suite in executables that are linked in other ways
   bench            measure all of the next, up to 20 minutes, and write docs/benchmarks.md
@@ -59,6 +64,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["demo"] => demo::run(),
         ["bench", arguments @ ..] => bench::run(arguments),
         ["criu"] => criu::tell(),
+        ["kernels"] => kernels::run(),
+        ["container"] => container::run(),
         ["soak"] => soak::run(1000),
         ["soak", rounds] => soak::run(rounds.parse()?),
         ["tidy"] => tidy::run(tidy::Drawn::Check),

@@ -16,11 +16,12 @@ struct Tool {
     is_there: fn(&str) -> bool,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool { program: "cc", package: "gcc", is_there: shell::is_installed },
     Tool { program: "c++", package: "g++", is_there: shell::is_installed },
     Tool { program: "gdb", package: "gdb", is_there: shell::is_installed },
     Tool { program: "setpriv", package: "util-linux", is_there: shell::is_installed },
+    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", is_there: shell::is_installed },
     Tool { program: "initdb", package: "postgresql", is_there: is_postgres_there },
 ];
 

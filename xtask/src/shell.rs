@@ -71,6 +71,44 @@ pub(crate) fn tee(command: &mut Command, deadline: Duration) -> Result<(String, 
     Ok((text, result))
 }
 
+/// A program at work beside this one. Dropping it kills it.
+pub(crate) struct Running {
+    child: Child,
+    line: String,
+}
+
+impl Running {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let line = line(command);
+        eprintln!("$ {line}");
+        let child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+        Ok(Self { child, line })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// It ends with another status than success, or it is still running after `deadline` (then it is killed).
+    pub(crate) fn wait(mut self, deadline: Duration) -> Result<()> {
+        let status = wait(&mut self.child, deadline).with_context(|| format!("waiting for `{}`", self.line))?;
+        if status.success() { Ok(()) } else { bail!("`{}` ended with {status}", self.line) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// What `command` writes to its standard output.
 ///
 /// # Errors

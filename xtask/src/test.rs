@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{criu, linked, setup, shell, skips, workspace};
+use crate::{container, criu, kernels, linked, setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -72,6 +72,8 @@ pub(crate) fn run() -> Result<()> {
     for (name, result) in linked::run(&target, &user)? {
         part(name, result);
     }
+    part("a container".to_owned(), container::run());
+    part("other kernels".to_owned(), kernels::run());
     if uid != "0" {
         skip("all tests as root", &format!("started by {me}"))?;
     }

@@ -126,7 +126,7 @@ impl<'a> Work<'a, '_> {
     pub(super) fn look_at_memory(&mut self, seen: &Seen<'a>, maps: Option<&[u8]>) -> Result<(Header, Memory<'a>), Stop> {
         let arena = self.arena;
         let obstacles = &mut self.obstacles;
-        let kernel = kernel_version();
+        let kernel = facts::kernel_version();
         let entries = facts::mappings(arena)?;
         if let Some(maps) = maps {
             beside::refuse_what_is_missing(maps, entries, obstacles);
@@ -292,9 +292,9 @@ fn place(
                 header.vdso.start = header.zone_end + PAGE;
                 let [.., code_bytes] = header.vdso.bytes;
                 let real = header.vdso.start + vdso_bytes - code_bytes;
-                match vdso::stand_in(copy, real, shim::read_address() as u64) {
+                match vdso::stand_in(copy, real, shim::read_address() as u64, shim::table_address() as u64) {
                     // In this life nobody calls it; in the next it is part of the memory.
-                    Ok(proxy) => shim::set_real_read(proxy.real_read as usize),
+                    Ok(proxy) => shim::set_real(&proxy),
                     Err(what) => obstacles.push(ObstacleKind::Clock, format_args!("{what}")),
                 }
             }
@@ -322,20 +322,4 @@ fn thread_record(tid: i32, resume: Resume, state: &ThreadState) -> ThreadRecord 
         reserved: 0,
         name: state.name,
     }
-}
-
-/// `major << 16 | minor` of the running kernel.
-fn kernel_version() -> u32 {
-    let Ok(names) = process::uname() else { return 0 };
-    let mut numbers = [0_u32; 2];
-    let mut at = 0;
-    for byte in names.release.iter().map(|byte| *byte as u8) {
-        match (byte, numbers.get_mut(at)) {
-            (b'0'..=b'9', Some(number)) => *number = number.saturating_mul(10).saturating_add(u32::from(byte - b'0')),
-            (b'.', Some(_)) => at += 1,
-            _ => break,
-        }
-    }
-    let [major, minor] = numbers;
-    major << 16 | minor & 0xffff
 }

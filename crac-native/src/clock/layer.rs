@@ -310,6 +310,29 @@ pub(crate) fn is_proxied() -> bool {
     exec::vdso().is_some_and(|vdso| known != 0 && vdso.as_ptr().addr() != known as usize)
 }
 
+/// Has the proxy of this restored life lead to the vdso at `real_at`, that of another build of the kernel. Nothing is allocated, and
+/// no function of the vdso may be called before.
+///
+/// # Safety
+///
+/// A proxy stands where this program knows the vdso, and `bytes` of the real one are mapped at `real_at`.
+pub(crate) unsafe fn follow(real_at: usize, bytes: usize) {
+    // SAFETY: only asks; the auxiliary vector is part of the restored memory.
+    let known = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
+    // SAFETY: the proxy, of at least a page.
+    let start = unsafe { ptr::with_exposed_provenance::<[u8; 64]>(known).read() };
+    let extent = vdso::extent(&start).unwrap_or(0);
+    // SAFETY: a copy of a whole vdso, whose section headers are at its end.
+    let proxy = unsafe { slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(known), extent) };
+    // SAFETY: the caller's promise.
+    let real = unsafe { slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(real_at), bytes) };
+    let found = vdso::found_again(proxy, real, real_at as u64, |name| shim::by_system_call(name) as u64);
+    debug_assert!(found.is_ok(), "it was a vdso when the proxy was made of it");
+    if let Ok(found) = found {
+        shim::set_real(&found);
+    }
+}
+
 /// Shifts the clocks of this process by `by_s` seconds, but not below zero, as a restore on another host does. For tests: a
 /// service that runs like this shows at once what such a restore would break.
 pub(crate) fn shift(by_s: i64, deadline: Duration) -> Result<(), String> {
@@ -327,7 +350,7 @@ pub(crate) fn shift(by_s: i64, deadline: Duration) -> Result<(), String> {
     let target = plan::hole(taken, ZONE_HINT, bytes, 1 << 47).ok_or("there is no room for the vdso")? as usize;
     let real = target + (code.start - first.start);
     let mut copy = exec::vdso().unwrap_or_default().to_vec();
-    let proxy = vdso::stand_in(&mut copy, real as u64, shim::read_address() as u64)?;
+    let proxy = vdso::stand_in(&mut copy, real as u64, shim::read_address() as u64, shim::table_address() as u64)?;
     let memory = own_memory()?;
     let now = shim::kernel();
     // The clocks keep their distances.
@@ -342,7 +365,7 @@ pub(crate) fn shift(by_s: i64, deadline: Duration) -> Result<(), String> {
         // SAFETY: where the vdso has been until now.
         unsafe { mem::map(code.start, code.len(), libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0) }?;
         fs::write_all_at(memory.as_fd(), &copy, code.start as u64)?;
-        shim::set_real_read(proxy.real_read as usize);
+        shim::set_real(&proxy);
         shim::set_offsets([by; 3]);
         Ok(())
     })?

@@ -11,7 +11,10 @@ use std::{
     sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
-use super::offset::{Offset, Readings};
+use super::{
+    offset::{Offset, Readings},
+    vdso::{FUNCTIONS_MAX, Proxy},
+};
 use crate::facts;
 
 /// The offset of one clock, as the shims read it.
@@ -29,6 +32,8 @@ static ADDED: Lines<[Added; CLOCKS]> =
     Lines([const { Added { seconds: AtomicI64::new(0), nanoseconds: AtomicI64::new(0) } }; CLOCKS]);
 /// The real `clock_gettime` of the vdso, for lives in which a proxy stands in its place.
 static REAL_READ: AtomicUsize = AtomicUsize::new(0);
+/// All functions of the real vdso, in the order that they have in the proxy, which jumps through these words.
+static REAL: [AtomicUsize; FUNCTIONS_MAX] = [const { AtomicUsize::new(0) }; FUNCTIONS_MAX];
 /// How many absolute waits have led through the shim. For the trial of the layer, which is alone then: it is not exact otherwise.
 static SHIFTED: Lines<AtomicU64> = Lines(AtomicU64::new(0));
 
@@ -39,6 +44,13 @@ struct Lines<T>(T);
 unsafe extern "C" {
     fn crac_clock_read();
     fn crac_clock_read_end();
+    fn crac_clock_bare_read();
+    fn crac_clock_bare_day();
+    fn crac_clock_bare_time();
+    fn crac_clock_bare_resolution();
+    fn crac_clock_bare_processor();
+    fn crac_clock_bare_random();
+    fn crac_clock_bare_none();
     fn crac_clock_syscall();
     fn crac_clock_syscall_end();
     fn crac_clock_plain();
@@ -160,11 +172,55 @@ global_asm!(
     "mov [rsi + 8], rcx",
     "3:",
     "ret",
+    // What the shim calls where the real vdso has no clock_gettime: a time that lacks the offset, as above.
+    ".hidden crac_clock_bare_read",
+    ".globl crac_clock_bare_read",
+    "crac_clock_bare_read:",
+    "mov eax, {clock_gettime}",
+    "syscall",
+    "ret",
     ".cfi_endproc",
     ".hidden crac_clock_read_end",
     ".globl crac_clock_read_end",
     "crac_clock_read_end:",
     ".size crac_clock_read, . - crac_clock_read",
+    // The other functions that a vdso may lack, as system calls of the same parameters.
+    ".macro crac_clock_bare name, number",
+    ".hidden \\name",
+    ".globl \\name",
+    ".type \\name, @function",
+    "\\name:",
+    ".cfi_startproc",
+    "mov eax, \\number",
+    "syscall",
+    "ret",
+    ".cfi_endproc",
+    ".size \\name, . - \\name",
+    ".endm",
+    "crac_clock_bare crac_clock_bare_day, {gettimeofday}",
+    "crac_clock_bare crac_clock_bare_time, {time}",
+    "crac_clock_bare crac_clock_bare_resolution, {clock_getres}",
+    "crac_clock_bare crac_clock_bare_processor, {getcpu}",
+    ".hidden crac_clock_bare_random",
+    ".globl crac_clock_bare_random",
+    ".type crac_clock_bare_random, @function",
+    // ssize_t getrandom(rdi, rsi, edx, state rcx, bytes of it r8), where -1 bytes ask what the state is to be like.
+    "crac_clock_bare_random:",
+    ".cfi_startproc",
+    "cmp r8, -1",
+    "je 2f",
+    "mov eax, {getrandom}",
+    "syscall",
+    "ret",
+    ".hidden crac_clock_bare_none",
+    ".globl crac_clock_bare_none",
+    // Callers of a function of the vdso fall back to the system call on their own.
+    "crac_clock_bare_none:",
+    "2:",
+    "mov rax, -{not_there}",
+    "ret",
+    ".cfi_endproc",
+    ".size crac_clock_bare_random, . - crac_clock_bare_random",
     //
     ".balign 64",
     ".hidden crac_clock_syscall",
@@ -303,6 +359,7 @@ global_asm!(
     ".purgem crac_clock_take",
     ".purgem crac_clock_wait",
     ".purgem crac_clock_timer",
+    ".purgem crac_clock_bare",
     added = sym ADDED,
     real = sym REAL_READ,
     shifted = sym SHIFTED,
@@ -313,6 +370,12 @@ global_asm!(
     timerfd_settime = const libc::SYS_timerfd_settime,
     timer_settime = const libc::SYS_timer_settime,
     clock_gettime = const libc::SYS_clock_gettime,
+    gettimeofday = const libc::SYS_gettimeofday,
+    time = const libc::SYS_time,
+    clock_getres = const libc::SYS_clock_getres,
+    getcpu = const libc::SYS_getcpu,
+    getrandom = const libc::SYS_getrandom,
+    not_there = const libc::ENOSYS,
     futex_command_and_clock = const libc::FUTEX_CLOCK_REALTIME | 0x7f,
     futex_wait_bitset = const libc::FUTEX_WAIT_BITSET,
     monotonic = const libc::CLOCK_MONOTONIC,
@@ -352,9 +415,29 @@ pub(crate) fn shifted() -> u64 {
     SHIFTED.0.load(SeqCst)
 }
 
-/// Tells the shim where the real `clock_gettime` is, or will be in the life to come.
-pub(crate) fn set_real_read(address: usize) {
-    REAL_READ.store(address, SeqCst);
+/// Address of the words through which a proxy jumps.
+pub(crate) fn table_address() -> usize {
+    REAL.as_ptr().expose_provenance()
+}
+
+/// Tells shim and proxy where the functions of the real vdso are, or will be in the life to come.
+pub(crate) fn set_real(proxy: &Proxy) {
+    REAL_READ.store(proxy.real_read as usize, SeqCst);
+    REAL.iter().zip(proxy.functions).for_each(|(word, function)| word.store(function as usize, SeqCst));
+}
+
+/// Address of what does the same as the function `name` of a vdso by a system call, or says that there is none.
+pub(crate) fn by_system_call(name: &[u8]) -> usize {
+    let function: unsafe extern "C" fn() = match name.strip_prefix(b"__vdso_").unwrap_or(name) {
+        b"clock_gettime" => crac_clock_bare_read,
+        b"gettimeofday" => crac_clock_bare_day,
+        b"time" => crac_clock_bare_time,
+        b"clock_getres" => crac_clock_bare_resolution,
+        b"getcpu" => crac_clock_bare_processor,
+        b"getrandom" => crac_clock_bare_random,
+        _ => crac_clock_bare_none,
+    };
+    function as *const () as usize
 }
 
 /// Sets the offsets: monotonic, raw, boot time. No other thread of the program runs.
@@ -396,5 +479,60 @@ pub(crate) fn kernel() -> Readings {
         monotonic_ns: facts::clock_ns(libc::CLOCK_MONOTONIC),
         raw_ns: facts::clock_ns(libc::CLOCK_MONOTONIC_RAW),
         boottime_ns: facts::clock_ns(libc::CLOCK_BOOTTIME),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{mem::transmute, ptr};
+
+    use super::*;
+
+    #[test]
+    fn what_a_vdso_may_lack_is_there_as_a_system_call() {
+        let (mut time, mut resolution) = (libc::timespec { tv_sec: 0, tv_nsec: 0 }, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        type Clock = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> i32;
+        // SAFETY: a function of this signature.
+        let read = unsafe { transmute::<usize, Clock>(by_system_call(b"__vdso_clock_gettime")) };
+        // SAFETY: fills the time.
+        let clocked = unsafe { read(libc::CLOCK_REALTIME, &raw mut time) };
+        // SAFETY: as above.
+        let ask = unsafe { transmute::<usize, Clock>(by_system_call(b"clock_getres")) };
+        // SAFETY: as above.
+        let asked = unsafe { ask(libc::CLOCK_REALTIME, &raw mut resolution) };
+        assert!(clocked == 0 && asked == 0 && time.tv_sec > 1_500_000_000 && resolution.tv_nsec > 0);
+
+        // SAFETY: a function of this signature.
+        let seconds = unsafe { transmute::<usize, unsafe extern "C" fn(*mut i64) -> i64>(by_system_call(b"time")) };
+        // SAFETY: a null stores nothing.
+        assert!((0..600).contains(&(unsafe { seconds(ptr::null_mut()) } - time.tv_sec)));
+
+        let mut day = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        type Day = unsafe extern "C" fn(*mut libc::timeval, *mut u8) -> i32;
+        // SAFETY: a function of this signature.
+        let of_day = unsafe { transmute::<usize, Day>(by_system_call(b"__vdso_gettimeofday")) };
+        // SAFETY: fills the time; nobody asks for a zone.
+        assert!(unsafe { of_day(&raw mut day, ptr::null_mut()) } == 0 && (0..600).contains(&(day.tv_sec - time.tv_sec)));
+
+        let mut processor = u32::MAX;
+        type Processor = unsafe extern "C" fn(*mut u32, *mut u32, *mut u8) -> i64;
+        // SAFETY: a function of this signature.
+        let which = unsafe { transmute::<usize, Processor>(by_system_call(b"getcpu")) };
+        // SAFETY: fills the number; nobody asks for a node.
+        assert!(unsafe { which(&raw mut processor, ptr::null_mut(), ptr::null_mut()) } == 0 && processor < 1 << 16);
+
+        let mut bytes = [0_u8; 64];
+        type Random = unsafe extern "C" fn(*mut u8, usize, u32, *mut u8, usize) -> isize;
+        // SAFETY: a function of this signature.
+        let random = unsafe { transmute::<usize, Random>(by_system_call(b"getrandom")) };
+        // SAFETY: fills the bytes; there is no state.
+        assert_eq!(unsafe { random(bytes.as_mut_ptr(), bytes.len(), 0, ptr::null_mut(), 0) }, 64);
+        assert_ne!(bytes, [0; 64]);
+        // SAFETY: only asks what the state is to be like.
+        let no_state = unsafe { random(ptr::null_mut(), 0, 0, ptr::null_mut(), usize::MAX) };
+        // SAFETY: a function that uses no parameter.
+        let unknown = unsafe { transmute::<usize, unsafe extern "C" fn() -> isize>(by_system_call(b"__vdso_of_tomorrow")) };
+        // SAFETY: as above.
+        assert_eq!((no_state, unsafe { unknown() }), (-libc::ENOSYS as isize, -libc::ENOSYS as isize));
     }
 }

@@ -4,11 +4,13 @@ use crate::{
     Restore,
     layout::{
         Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, clock, cpu, file,
+        kernel::{self, Build},
         xxh64::{Xxh64, xxh64},
     },
     report::{self, Decimal},
     sys::{self, Stat},
     syscall,
+    vdso::{self, Vdso},
 };
 
 /// The parts of the kernel's initial stack.
@@ -98,7 +100,8 @@ pub fn open(boot: &Boot, start: Start) -> Restore {
         report::exit(EXIT_UNTRUSTED, &[b"the image's header or tables are damaged"]);
     }
     let eager = header.eager != 0 || crate::eager::is_wanted(start.environment);
-    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager, is_launched }
+    let vdso = Vdso::recorded(&header.vdso);
+    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager, is_launched, vdso }
 }
 
 /// The checksum of the header with its own field zero.
@@ -116,7 +119,7 @@ fn tables_sum(header: &Header) -> u64 {
 }
 
 /// Compares the host and the user with what the image was made for; ends the process with all mismatches.
-pub fn host(restore: &Restore) {
+pub fn host(restore: &mut Restore) {
     let (header, start) = (restore.header, &restore.start);
     let mut fits = true;
     let mut refuse = |parts: &[&[u8]]| {
@@ -129,9 +132,17 @@ pub fn host(restore: &Restore) {
     if !cpu::fits(&header.cpu, &cpu::current()) {
         refuse(&[b"this processor lacks features, or keeps registers, other than the one of the checkpoint"]);
     }
-    let [.., code_bytes] = header.vdso.bytes;
-    if start.vdso == 0 || code_bytes == 0 || vdso_sum(start.vdso, code_bytes) != header.vdso.code_sum {
-        refuse(&[b"this kernel is another build than the one of the checkpoint (its vdso differs)"]);
+    let mut own = Vdso::recorded(&header.vdso);
+    match kernel::fit(header.clock, header.kernel, kernel_version(), vdso::is_recorded(start.vdso, &header.vdso)) {
+        Ok(Build::Same) => {}
+        Ok(Build::Other) => match Vdso::of_another_build(start.vdso) {
+            Some(found) => own = found,
+            None => refuse(&[b"this kernel's vdso is not where or as large as is known of vdsos"]),
+        },
+        Err(what) => refuse(&[what.as_bytes()]),
+    }
+    if !can_set_memory_map() {
+        refuse(&[b"this kernel was built without CONFIG_CHECKPOINT_RESTORE"]);
     }
     if header.clock == clock::HOST
         && (sys::clock_ns(sys::CLOCK_MONOTONIC) < header.captured_monotonic_ns
@@ -144,38 +155,25 @@ pub fn host(restore: &Restore) {
     if !fits {
         report::end(EXIT_START_COLD);
     }
+    restore.vdso = own;
 }
 
-fn vdso_sum(at: u64, bytes: u64) -> u64 {
-    // SAFETY: the kernel maps its vdso readable at the address in the auxiliary vector. A vdso shorter than the recorded one
-    // would end in the pages of the stack or of nothing; it is at least one page, and its own header tells its extent.
-    let own = unsafe { vdso_extent(at) };
-    if own > bytes || own == 0 {
+/// The release of the running kernel, as `uname(2)` has it.
+fn kernel_version() -> u32 {
+    const RELEASE: usize = 2 * 65;
+    let mut names = [0_u8; 6 * 65];
+    if syscall!(sys::SYS_UNAME, names.as_mut_ptr()).is_err() {
         return 0;
     }
-    let pages = own.next_multiple_of(PAGE);
-    if pages != bytes {
-        return 0;
-    }
-    // SAFETY: as many pages as the vdso says it has.
-    xxh64(unsafe { core::slice::from_raw_parts(at as *const u8, pages as usize) })
+    kernel::version(names.iter().skip(RELEASE).copied())
 }
 
-/// Bytes of the ELF file at `at`, by the end of its section headers, which the kernel's vdso has at its end.
-///
-/// # Safety
-///
-/// A vdso is mapped at `at`.
-unsafe fn vdso_extent(at: u64) -> u64 {
-    // SAFETY: e_shoff, e_shentsize and e_shnum of an ELF64 header, inside the first page.
-    let (offset, size, count) = unsafe {
-        (
-            ((at + 40) as *const u64).read_unaligned(),
-            ((at + 58) as *const u16).read_unaligned(),
-            ((at + 60) as *const u16).read_unaligned(),
-        )
-    };
-    offset.wrapping_add(u64::from(size) * u64::from(count))
+/// Whether the kernel can be told where a process's parts are: only if it was built with `CONFIG_CHECKPOINT_RESTORE`.
+fn can_set_memory_map() -> bool {
+    const PR_SET_MM: usize = 35;
+    const PR_SET_MM_MAP_SIZE: usize = 15;
+    let mut size = 0_u32;
+    syscall!(sys::SYS_PRCTL, PR_SET_MM, PR_SET_MM_MAP_SIZE, &raw mut size, 0, 0).is_ok()
 }
 
 /// The referenced files, open, in the order of their records.

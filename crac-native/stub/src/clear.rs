@@ -15,7 +15,6 @@ const MAP_PRIVATE: usize = 2;
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 const F_DUPFD_CLOEXEC: usize = 1030;
-const MREMAP_MAYMOVE_FIXED: usize = 3;
 
 /// Copies arguments and environment to the handover area, behind them a vector of the environment for the steps to come, and
 /// moves the image's descriptor out of the way of the recorded ones.
@@ -79,30 +78,12 @@ pub fn environment(restore: &Restore) -> *const *const u8 {
 /// Moves the vdso into the zone and unmaps everything outside the zone.
 pub fn unmap_everything_else(restore: &Restore) {
     let header = restore.header;
-    let [.., code_bytes] = header.vdso.bytes;
-    let all: u64 = header.vdso.bytes.iter().sum();
-    let from = restore.start.vdso.wrapping_sub(all - code_bytes);
-    move_vdso(&header.vdso.bytes, from, header.staging_at);
+    restore.vdso.aside(restore.start.vdso, header.staging_at);
     let outside = [(0, header.zone_start), (header.zone_end, ADDRESSES_END)];
     for (start, end) in outside {
         if let Err(errno) = syscall!(sys::SYS_MUNMAP, start, end - start) {
             fail(Step::Clear, b"unmapping the address space", errno);
         }
-    }
-}
-
-/// Moves the kernel's own mappings, `bytes` each, from `from` to `to`: all at once where the kernel can (6.17), else singly.
-pub fn move_vdso(bytes: &[u64; 4], from: u64, to: u64) {
-    let all: u64 = bytes.iter().sum();
-    if syscall!(sys::SYS_MREMAP, from, all, all, MREMAP_MAYMOVE_FIXED, to).is_ok() {
-        return;
-    }
-    let mut offset = 0;
-    for bytes in bytes.iter().filter(|bytes| **bytes != 0) {
-        if let Err(errno) = syscall!(sys::SYS_MREMAP, from + offset, *bytes, *bytes, MREMAP_MAYMOVE_FIXED, to + offset) {
-            fail(Step::Clear, b"moving the vdso", errno);
-        }
-        offset += bytes;
     }
 }
 

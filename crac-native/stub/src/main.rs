@@ -26,6 +26,7 @@ mod settings;
 mod sys;
 mod threads;
 mod time_namespace;
+mod vdso;
 
 use layout::{Boot, Handover, Header, MAGIC, Section, Step};
 use report::fail;
@@ -43,6 +44,7 @@ pub struct Restore {
     pub eager: bool,
     /// Whether a packaged program has started this, rather than the image itself: nothing of the image is mapped executable then.
     pub is_launched: bool,
+    pub vdso: vdso::Vdso,
 }
 
 impl Restore {
@@ -93,7 +95,7 @@ extern "C" fn main(start: *const usize) -> ! {
     }
     let start = check::Start::read(start);
     let mut restore = check::open(boot, start);
-    check::host(&restore);
+    check::host(&mut restore);
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);

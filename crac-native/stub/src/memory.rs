@@ -3,8 +3,8 @@
 use crate::{
     Restore,
     check::{self, Files},
-    clear, eager,
-    layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, run},
+    eager,
+    layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, kernel::Build, run},
     objects,
     report::{fail, fail_on},
     sys,
@@ -104,7 +104,7 @@ pub fn advise(restore: &Restore) {
     }
 }
 
-/// Puts the vdso where the captured process knows it, and tells the kernel where heap, stack, arguments and environment are.
+/// Puts the vdso where the captured process, or the proxy in it, finds it, and tells the kernel where heap, stack, arguments and environment are.
 pub fn tell_kernel(restore: &Restore) {
     /// `struct prctl_mm_map`.
     #[repr(C)]
@@ -115,7 +115,12 @@ pub fn tell_kernel(restore: &Restore) {
         exe_fd: i32,
     }
     let header = restore.header;
-    clear::move_vdso(&header.vdso.bytes, header.staging_at, header.vdso.start);
+    let at = restore.vdso.settle(header.staging_at, header.vdso.start);
+    if restore.vdso.build == Build::Other {
+        // SAFETY: the handover area is mapped, and nobody else uses it yet.
+        let handover = unsafe { &mut *restore.handover };
+        (handover.vdso_at, handover.vdso_bytes) = (restore.vdso.code_in(at), restore.vdso.code_bytes());
+    }
     let auxv = restore.table::<u8>(header.auxv);
     let map = MmMap {
         addresses: header.process.mm,

@@ -38,6 +38,7 @@ pub(super) fn of_other_hosts(dir: &Path) {
         (offset_of!(Header, captured_monotonic_ns) + 7, 0x10, "backwards"),
         (offset_of!(Header, cpu) + offset_of!(CpuRecord, features) + 7, 0xff, "processor"),
         (offset_of!(Header, vdso) + offset_of!(VdsoRecord, code_sum), 0, "vdso"),
+        (offset_of!(Header, kernel) + 3, 1, "older than the one of the checkpoint"),
         (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, uid), 77, "ran as user"),
         (offset_of!(Header, privileges) + offset_of!(PrivilegeRecord, permitted) + 7, 1, "capabilities"),
         (offset_of!(Header, page_size) + 2, 1, "pages have"),
@@ -56,4 +57,26 @@ pub(super) fn of_other_hosts(dir: &Path) {
         assert_eq!(output.status.code(), Some(20), "{part}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{part}: {output:?}");
     }
+}
+
+/// With a proxy the functions of the vdso are found by name. That they are where they were is chance: `cargo xtask kernels` has
+/// another kernel.
+pub(super) fn of_another_build(dir: &Path) {
+    use crac_native::layout::{Header, VdsoRecord};
+    use std::mem::offset_of;
+
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    lines_of(&finish(program("clock-readers").env("CRAC_TEST_CLOCK", "proxy").arg(to(0))));
+    for generation in 1..=2 {
+        let path = image(dir, generation - 1);
+        let mut bytes = std::fs::read(&path).expect("the image");
+        let at = boot_end(&bytes) + offset_of!(Header, vdso) + offset_of!(VdsoRecord, code_sum);
+        bytes[at] ^= 1;
+        crac_native::image::reseal(&mut bytes);
+        std::fs::write(&path, bytes).expect("own file");
+        assert!(crac_native::restore::Restore::open(&path, None).is_ok());
+        let lines = lines_of(&finish(Command::new(&path).args(["--", &to(generation)])));
+        assert_eq!(lines, [format!("life {generation}")]);
+    }
+    assert_eq!(lines_of(&finish(&mut Command::new(image(dir, 2)))), ["life 3", "done", "joined"]);
 }

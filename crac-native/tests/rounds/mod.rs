@@ -55,6 +55,7 @@ const TESTS: &[(&str, Test)] = &[
     ("an_image_that_others_may_write_is_refused", untrusted_images),
     ("an_image_of_a_stranger_is_refused", foreign::of_a_stranger),
     ("an_image_of_another_host_is_a_reason_to_start_cold", foreign::of_other_hosts),
+    ("an_image_of_another_build_of_the_kernel_goes_on", foreign::of_another_build),
     ("a_filesystem_without_nameless_files_will_do", named_file),
     ("an_image_may_be_deleted_while_it_runs", deleted_image),
     ("arguments_and_environment_reach_the_new_life", arguments_and_environment),

@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-criu/src/capture.rs", "closes descriptors that a restored life has and nobody in it owns"),
     ("crac-criu/src/wiped.rs", "discards memory whose owners have asked for that in copies of the process"),
     ("tests/src/bin/wiped.rs", "maps and marks a page"),
+    ("tests/src/bin/guest/shared.rs", "maps memory that two virtual machines share"),
     ("tests/src/bin/odd_criu.rs", "takes the connection that it was started with, by its number"),
     ("tests/src/bin/restricted.rs", "asks the kernel to refuse new code, and whether it does"),
     ("benches/src/bin/pause.rs", "forks, to have something to compare with"),
