@@ -183,11 +183,13 @@ impl<'f> Planner<'_, 'f, '_> {
             );
         }
         // What the kernel tells about the descriptor, the ticks among it, was read before the time that remains. One that has fired
-        // between the two has less to go than it had, or begins anew, and its tick is not among them.
-        let fired = match timer.interval {
-            (0, 0) => timer.remaining == (0, 0) && info.remaining != (0, 0) && info.ticks == 0,
-            _ => timer.remaining > info.remaining,
-        };
+        // between the two has less to go than it had, or begins anew, and its tick is not among them. That of one which had nothing to
+        // go any more is: a periodic one is set going again by being asked.
+        let fired = info.remaining != (0, 0)
+            && match timer.interval {
+                (0, 0) => timer.remaining == (0, 0) && info.ticks == 0,
+                _ => timer.remaining > info.remaining,
+            };
         let absolute = info.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0;
         // A moment on the wall stays that moment; every other timer has as long to go as it had.
         let (settime_flags, value) = if info.clock == libc::CLOCK_REALTIME && absolute && timer.remaining != (0, 0) {
