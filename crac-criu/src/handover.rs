@@ -41,7 +41,9 @@ impl Handover {
         let (args, env, bound) = (number(0)?, number(1)?, number(2)?);
         let texts = texts.strip_suffix(&[0]).map(|texts| texts.split(|byte| *byte == 0)).into_iter().flatten();
         let texts: Vec<OsString> = texts.map(|text| OsString::from_vec(text.to_vec())).collect();
-        let (args, env) = texts.split_at_checked(usize::try_from(args).ok()?).filter(|(_, rest)| rest.len() as u64 == 2 * env)?;
+        let (args, env) = texts
+            .split_at_checked(usize::try_from(args).ok()?)
+            .filter(|(_, rest)| env.checked_mul(2) == Some(rest.len() as u64))?;
         let env = env.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
         Some(Self { args: args.to_vec(), env, bound: bound != 0 })
     }
@@ -71,6 +73,9 @@ mod tests {
 
     #[test]
     fn an_empty_file_and_a_truncated_one_are_none() {
+        // A count that is too large for arithmetic was once multiplied all the same.
+        let boundless = [MAGIC, &[0; 8], &[0xff; 8], &[0; 8]].concat();
+        assert_eq!(Handover::decode(&boundless), None);
         assert_eq!(Handover::decode(b""), None);
         let whole = sample().encode();
         for bytes in 0..whole.len() {

@@ -156,7 +156,7 @@ impl Image {
 }
 
 /// Reads a manifest's text; total over any text.
-fn parse(text: &str) -> Result<Manifest, ImageError> {
+pub(crate) fn parse(text: &str) -> Result<Manifest, ImageError> {
     /// What every version has.
     #[derive(Deserialize)]
     struct Versioned {

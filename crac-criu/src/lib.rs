@@ -59,6 +59,10 @@ mod wiped;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod worker;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use engine::{CriuEngine, VERSION_MIN};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use program::{Criu, CriuError};

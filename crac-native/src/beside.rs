@@ -38,8 +38,6 @@ use crate::{
     writer::ImageFile,
 };
 
-/// How long the copy may do nothing: a slow disk may take its time for the last `fsync`.
-const STALL: Duration = Duration::from_secs(300);
 /// How often the copy is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 /// Room for the obstacles that the copy finds.
@@ -59,6 +57,8 @@ struct Told {
     what: [AtomicU64; 2],
     /// Bytes of the obstacles, behind this record.
     findings: AtomicU64,
+    /// Of [`Fault::arrivals`](crate::fault::Fault::arrivals).
+    arrivals: AtomicU64,
 }
 
 const PUBLISHED: u64 = 1;
@@ -160,6 +160,7 @@ fn in_copy(told_at: usize, image: &mut ImageFile, save: &mut Save<'_>) -> ! {
     told.what[1].store(what.len() as u64, SeqCst);
     told.errno.store(errno.number() as u64, SeqCst);
     told.on_disk.store(image.bytes_on_disk(), SeqCst);
+    told.arrivals.store(image.fault.map_or(0, |fault| u64::from(fault.arrivals())), SeqCst);
     told.outcome.store(outcome, SeqCst);
     process::exit_group(0)
 }
@@ -172,7 +173,11 @@ fn write_beside(image: &mut ImageFile, reporter: &Reporter<'_>, save: &mut Save<
     // Where it is forbidden, the kernel chooses by size as it always does.
     let _ = fs::open(c"/proc/self/oom_score_adj", libc::O_WRONLY, 0).and_then(|file| fs::write_all_at(file.as_fd(), b"1000", 0));
     save(image, reporter)?;
-    image.publish().map_err(|errno| Stop::Write(("making the image durable", errno)))
+    let published = image.publish();
+    if published.is_err() {
+        image.retract();
+    }
+    published.map_err(|errno| Stop::Write(("making the image durable", errno)))
 }
 
 /// What the running process holds while the copy works.
@@ -188,6 +193,8 @@ pub(crate) struct Beside<B> {
     /// How long all threads stood still.
     pub(crate) frozen: Duration,
     pub(crate) seen: Progress,
+    /// How long the copy may do nothing.
+    pub(crate) stall: Duration,
     /// Set once the copy is gone.
     pub(crate) reaped: bool,
     /// Kept until the end: there is one capture at a time.
@@ -220,7 +227,7 @@ impl<B> Beside<B> {
         let now = facts::now();
         if self.seen.since.is_zero() || (planned, written) != (self.seen.planned, self.seen.written) {
             self.seen = Progress { planned, written, since: now };
-        } else if now.saturating_sub(self.seen.since) > STALL {
+        } else if now.saturating_sub(self.seen.since) > self.stall {
             self.copy.kill();
             self.seen.since = now;
         }
@@ -228,6 +235,9 @@ impl<B> Beside<B> {
 
     fn end(&mut self) -> Result<CaptureReport, EngineError> {
         self.look();
+        if let Some(fault) = self.image.fault {
+            fault.arrived(self.told().arrivals.load(SeqCst) as u32);
+        }
         let outcome = match self.told().outcome.load(SeqCst) {
             PUBLISHED => Ok(self.told().on_disk.load(SeqCst)),
             // Ended between its last step and saying so.
@@ -299,6 +309,8 @@ impl<B> Drop for Beside<B> {
                 std::thread::sleep(LOOK);
             }
             self.image.clean_up();
+            // Whoever gives a capture up counts on no image, however far it was.
+            self.image.withdraw();
         }
     }
 }

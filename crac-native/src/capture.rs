@@ -161,6 +161,7 @@ pub(crate) fn capture<B: Send + 'static>(
             began,
             frozen,
             seen: Progress::default(),
+            stall: options.copy_stall,
             reaped: false,
             _busy: busy,
         }))),
@@ -237,7 +238,7 @@ unsafe extern "C" fn run(work: *mut u8) {
 impl<'a> Work<'a, '_> {
     /// Freezes, saves, and ends as the mode says. Whatever returns from here has thawed the process.
     fn frozen(&mut self) -> Result<Saved, Stop> {
-        let mut fault = self.options.fault;
+        let fault = self.options.fault;
         self.own_state = ThreadState::read();
         let deadline = self.options.freeze_deadline;
         let vdso = self.vdso.as_ptr_range();
@@ -252,7 +253,7 @@ impl<'a> Work<'a, '_> {
         };
         let froze = frozen.since;
         self.stage("freeze", self.began);
-        Fault::check(&mut fault, Point::Freeze).map_err(|errno| ("freezing (a fault was asked for)", errno))?;
+        Fault::check(fault, Point::Freeze).map_err(|errno| ("stopping the threads", errno))?;
         self.request.watch.reached(CaptureProgress::Frozen { threads: frozen.threads().len() + 1 });
 
         let start = facts::now();
@@ -261,7 +262,6 @@ impl<'a> Work<'a, '_> {
         let in_copy = self.request.mode == Mode::Continue && self.obstacles.is_empty() && !seen.only_here;
         let memory = if in_copy { None } else { Some(self.look_at_memory(&seen, None)?) };
         self.stage("look", start);
-        Fault::check(&mut fault, Point::Plan).map_err(|errno| ("planning (a fault was asked for)", errno))?;
         if !self.obstacles.is_empty() {
             return Err(Stop::Refused);
         }
@@ -310,7 +310,7 @@ impl<'a> Work<'a, '_> {
         planned: Option<(Header, Memory<'a>)>,
         seen: &Seen<'a>,
     ) -> Result<Saved, Stop> {
-        let arena = self.arena;
+        let (arena, fault) = (self.arena, self.options.fault);
         let since = frozen.since;
         let start = facts::now();
         let maps = match planned {
@@ -319,6 +319,7 @@ impl<'a> Work<'a, '_> {
         };
         let mut planned = planned;
         let mut save = |image: &mut ImageFile, reporter: &Reporter<'_>| {
+            Fault::check(fault, Point::Copy).map_err(|errno| ("preparing the copy of the process", errno))?;
             let (mut header, mut memory) = match planned.take() {
                 Some(planned) => planned,
                 None => self.look_at_memory(seen, maps)?,
@@ -331,6 +332,7 @@ impl<'a> Work<'a, '_> {
             let written = self.write(image, &mut header, &mut memory, seen, &mut |bytes| reporter.written(bytes));
             written.map_err(Stop::Write)
         };
+        Fault::check(fault, Point::Fork).map_err(|errno| ("copying the process", errno))?;
         let copy = Copy::start(arena, &mut image, &mut save)?;
         drop(frozen);
         let thawed = facts::now();

@@ -40,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) nameless: bool,
     /// Whether `madvise` may count as intercepted.
     pub(crate) interposed: bool,
+    /// How long a copy of the process may do nothing: a slow disk may take its time for the last `fsync`.
+    pub(crate) copy_stall: Duration,
     /// Seccomp filters that were there before the engine.
     pub(crate) filters_at_start: u32,
     /// Landlock domains that were there before the engine.
@@ -63,6 +65,7 @@ impl NativeEngine {
                 duplicate_query: true,
                 nameless: true,
                 interposed: true,
+                copy_stall: Duration::from_secs(300),
                 filters_at_start: filters(),
                 layers_at_start: layers(),
                 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -140,7 +143,15 @@ impl NativeEngine {
         self
     }
 
-    /// Makes a point of the capture fail, `POINT:NTH`. For tests.
+    /// How long a copy of the process may do nothing in continue mode before it is given up, 5 minutes if not set. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_copy_stall(mut self, limit: Duration) -> Self {
+        self.options.copy_stall = limit;
+        self
+    }
+
+    /// Makes a point of the capture fail, `POINT[:NTH[:HOW]]`; see [`FAULT_POINTS`](crate::FAULT_POINTS). For tests.
     ///
     /// # Errors
     ///

@@ -22,7 +22,8 @@ use crate::{
     descriptors,
     layout::{
         ActionRecord, BLOCK, Boot, FileRecord, HANDOVER_BYTES_MAX, Header, MAGIC, MappingRecord, ObjectRecord, PAGE, RangeRecord,
-        RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, VERSION, advice, block_count, block_of, clock,
+        RunRecord, STAGING_BYTES, Section, SettingRecord, Text, ThreadRecord, Trial, VERSION, advice, block_count, block_of,
+        clock,
         descriptors::{DescriptorRecord, Memfd, kind, sound},
         downtime, place_data, run,
         xxh64::xxh64,
@@ -161,7 +162,7 @@ impl Image {
     }
 
     /// The threads: id in the captured life and name, the main thread first.
-    pub fn threads(&self) -> impl Iterator<Item = (i32, String)> + '_ {
+    pub fn threads(&self) -> impl ExactSizeIterator<Item = (i32, String)> + '_ {
         self.threads.iter().map(|thread| {
             let name = thread.name.split(|byte| *byte == 0).next().unwrap_or_default();
             (thread.tid, String::from_utf8_lossy(name).into_owned())
@@ -450,6 +451,17 @@ pub(crate) fn verify_data(file: &File, image: &Image) -> Result<(), ImageError> 
         let all = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         all.fold(own, Result::and)
     })
+}
+
+/// Has the restores of an image in memory fail, or stop, where `trial` says.
+#[doc(hidden)]
+pub fn set_trial(bytes: &mut [u8], trial: Trial) {
+    let Some(metadata) = read_boot(bytes).ok().and_then(|boot| bytes.get_mut(boot.metadata_offset as usize..)) else { return };
+    let Some(header) = Header::read(metadata) else { return };
+    if let Some(place) = metadata.get_mut(..size_of::<Header>()) {
+        place.copy_from_slice(Header { trial, ..header }.bytes());
+    }
+    reseal(bytes);
 }
 
 /// Makes the checksums of changed bytes right again, so that tests and the fuzzer get past them.

@@ -38,11 +38,18 @@ mod data;
 pub mod descriptors;
 #[path = "layout/kernel.rs"]
 pub mod kernel;
+#[path = "layout/privileges.rs"]
+mod privileges;
+#[path = "layout/settings.rs"]
+mod settings;
+#[path = "layout/trial.rs"]
+pub mod trial;
 #[path = "layout/xxh64.rs"]
 pub mod xxh64;
 
 pub use data::{BLOCK, HUGE_PAGE, block_count, block_of, place_data};
 pub use kernel::VdsoRecord;
+pub use trial::Trial;
 
 /// The first bytes of a [`Header`].
 pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
@@ -145,6 +152,8 @@ pub struct Header {
     /// Whether page data have to be read when the process is restored, and may not be mapped: 0 or 1.
     pub eager: u32,
     pub reserved: u32,
+    /// Nothing, in every image that the engine writes.
+    pub trial: Trial,
 
     pub page_size: u32,
     /// Version of the kernel, see [`kernel::version`].
@@ -187,7 +196,7 @@ pub struct Header {
     /// XXH64 of every block of the page data, see [`block_of`].
     pub sums: Section,
 }
-const _: () = assert!(size_of::<Header>() == 776 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 784 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// [`Header::clock`].
@@ -491,19 +500,6 @@ pub const OWNERS_MAX: usize = 512;
 
 /// How many supplementary groups can be brought back.
 pub const GROUPS_MAX: usize = 192;
-
-impl SettingRecord {
-    pub const fn new(tid: i32, kind: u32, values: [u64; 4]) -> Self {
-        Self { tid, kind, values }
-    }
-
-    /// Six supplementary groups from `first` on.
-    pub fn groups(first: usize, count: usize, groups: &[u32]) -> Self {
-        let group = |at: usize| groups.get(first + at).map_or(0, |group| *group as u64);
-        let two = |at: usize| group(at) | group(at + 1) << 32;
-        Self::new(0, setting::GROUPS, [first as u64 | (count as u64) << 32, two(0), two(2), two(4)])
-    }
-}
 
 /// What the stub leaves for the engine at [`Header::handover_at`].
 #[derive(Clone, Copy, Debug, Default)]

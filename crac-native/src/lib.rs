@@ -109,7 +109,7 @@ mod writer;
 pub use clock::{Clock, Downtime, UnknownSetting};
 pub use engine::NativeEngine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub use fault::NotAFault;
+pub use fault::{FAULT_POINTS, FaultPoint, NotAFault};
 pub use form::ImageForm;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use layout::{EXIT_BUG, EXIT_FAILED, EXIT_START_COLD, EXIT_UNTRUSTED};

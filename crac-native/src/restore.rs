@@ -274,17 +274,23 @@ fn privileges(image: &Image) -> Vec<Mismatch> {
 /// Resource limits that the service has set, and that may not be set here.
 fn limits(image: &Image) -> Vec<Mismatch> {
     const CAP_SYS_RESOURCE: u64 = 24;
-    if image.header().privileges.effective >> CAP_SYS_RESOURCE & 1 == 1 {
+    let privileges = &image.header().privileges;
+    if privileges.effective >> CAP_SYS_RESOURCE & 1 == 1 {
         return Vec::new();
     }
     let set = image.settings().iter().filter(|record| record.kind == setting::LIMIT);
+    let (count, [_, most]) = (image.threads().len(), process::limit(libc::RLIMIT_NPROC).unwrap_or([0, u64::MAX]));
+    let threads = privileges.is_too_little(most, count as u64).then(|| Mismatch {
+        verdict: Verdict::StartCold,
+        what: format!("the service has {count} threads, and the limit of processes (RLIMIT_NPROC) is {most}"),
+    });
     let reasons = set.filter_map(|record| {
         let [resource, soft, hard, _] = record.values;
         let [_, here] = process::limit(u32::try_from(resource).ok()?).unwrap_or_default();
         let what = format!("the service had set resource limit {resource} to {soft}, here it may be at most {here}");
         (soft > hard.min(here)).then_some(Mismatch { verdict: Verdict::StartCold, what })
     });
-    reasons.collect()
+    reasons.chain(threads).collect()
 }
 
 fn files(image: &Image) -> Vec<Mismatch> {

@@ -3,9 +3,10 @@
 
 use std::{
     ffi::OsString,
+    fmt::Write,
     ops::Range,
     os::{
-        fd::{FromRawFd, OwnedFd, RawFd},
+        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStringExt,
     },
     ptr, slice,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use crac_core::{CaptureRequest, ImageId, InstanceId, Restoration, Stage};
-use crac_sys::{mem, process, signal};
+use crac_sys::{Errno, fs, mem, process, signal};
 
 use crate::{
     capture::HEADER_AT,
@@ -24,8 +25,9 @@ use crate::{
         shim,
     },
     freeze,
-    layout::{Handover, Header, RunRecord, Section, SettingRecord, Step, ThreadRecord, clock, downtime},
+    layout::{Handover, Header, RunRecord, Section, SettingRecord, Step, ThreadRecord, clock, downtime, trial},
     madvise, owners, settings,
+    text::FixedText,
 };
 
 /// Waits for the other threads, lets them go on, and reports. `mask` and `stack` are the capturing thread's own signal mask and
@@ -50,7 +52,12 @@ pub(crate) fn take_over(
     let handover = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
     // SAFETY: the stub has written the record there.
     let is_eager = unsafe { handover.read() }.eager != 0;
-    let installed = madvise::install(if is_eager { &[] } else { runs });
+    let runs = if is_eager { &[] } else { runs };
+    let installed = if header.trial.kind == trial::RESUME { Err(Errno::new(libc::EIO)) } else { madvise::install(runs) };
+    if let Err(errno) = installed {
+        // Without the table an allocator would take old bytes for zeros.
+        give_up("the mappings of this process cannot be read", errno);
+    }
     // SAFETY: as above.
     let settings = unsafe { table::<SettingRecord>(header_at, header.settings) };
     // SAFETY: as above.
@@ -67,13 +74,18 @@ pub(crate) fn take_over(
     debug_assert!(registered.is_ok(), "a stack that was registered can be registered again");
     // The mask was valid when it was read.
     let _ = signal::set_mask(mask);
-    if let Err(errno) = installed {
-        // Without the table an allocator would take old bytes for zeros.
-        eprintln!("crac: cannot restore: the mappings of this process cannot be read: {errno}");
-        process::exit_group(crate::layout::EXIT_FAILED);
-    }
     let restoration = describe(&header, asleep_monotonic, request);
     (restoration, header.zone_start as usize..header.zone_end as usize)
+}
+
+/// Ends the process before any other thread has gone on: nothing is allocated and no lock is taken.
+fn give_up(what: &str, errno: Errno) -> ! {
+    let mut line = FixedText::<160>::new();
+    // The text fits; and if nobody listens there is the status.
+    let _ = writeln!(line, "crac: cannot restore: resuming: {what}: errno {}", errno.number());
+    // SAFETY: standard error, whatever it is; a descriptor that is closed is answered with an error.
+    let _ = fs::write(unsafe { BorrowedFd::borrow_raw(2) }, line.as_bytes());
+    process::exit_group(crate::layout::EXIT_FAILED)
 }
 
 /// What a restored life no longer needs, and is in no hurry to give back.

@@ -67,6 +67,8 @@ impl ImageFile {
             .map_err(|_| error(io::ErrorKind::InvalidInput.into(), "give a path without a NUL"))?;
         let directory = fs::open(&parent, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(|errno| error(errno.into(), "create the directory first, or choose another with --image"))?;
+        let hint = "choose a directory this user may write to with --image";
+        Fault::check(fault, Point::Open).map_err(|errno| error(errno.into(), hint))?;
         if target.starts_with("/proc") {
             let file =
                 held(target).map_err(|errno| error(errno.into(), "only a memfd of the same user can be written to there"))?;
@@ -100,7 +102,6 @@ impl ImageFile {
             fault,
             written: 0,
         };
-        let hint = "choose a directory this user may write to with --image";
         let opened = match nameless {
             true => fs::open_at(image.directory.as_raw_fd(), c".", libc::O_TMPFILE | libc::O_RDWR, mode),
             false => Err(Errno::new(libc::EOPNOTSUPP)),
@@ -148,13 +149,13 @@ impl ImageFile {
 
     /// Sets the size: everything not written is a hole.
     pub(crate) fn set_len(&mut self, bytes: u64) -> Result<(), Errno> {
-        Fault::check(&mut self.fault, Point::Write)?;
+        Fault::check(self.fault, Point::Write)?;
         fs::set_len(self.fd(), bytes)
     }
 
     /// Writes bytes that were made for the image.
     pub(crate) fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
-        Fault::check(&mut self.fault, Point::Write)?;
+        Fault::check(self.fault, Point::Write)?;
         self.written += bytes.len() as u64;
         fs::write_all_at(self.fd(), bytes, offset)
     }
@@ -224,7 +225,7 @@ impl ImageFile {
             let bytes = (PIECE - at % PIECE).min(run.end - at);
             let piece = read(reader, at, bytes)?;
             sums.add(run.data_offset + (at - run.start), piece);
-            Fault::check(&mut self.fault, Point::Write)?;
+            Fault::check(self.fault, Point::Write)?;
             self.write_piece(piece, run.data_offset + (at - run.start))?;
             at += bytes;
             step(self.written);
@@ -256,21 +257,35 @@ impl ImageFile {
 
     /// Makes the file durable and puts it at the target.
     pub(crate) fn publish(&mut self) -> Result<(), Errno> {
-        Fault::check(&mut self.fault, Point::Sync)?;
+        Fault::check(self.fault, Point::Sync)?;
         fs::sync(self.fd())?;
         if self.held {
             return Ok(());
         }
-        Fault::check(&mut self.fault, Point::Link)?;
-        if !self.has_aside {
-            self.draw_aside()?;
-            fs::link_nameless(self.fd(), self.directory.as_fd(), self.aside_name())?;
-            self.has_aside = true;
+        if !self.link_to_target()? {
+            Fault::check(self.fault, Point::Rename)?;
+            fs::rename_at(self.directory.as_fd(), self.aside_name(), &self.target)?;
+            self.has_aside = false;
         }
-        Fault::check(&mut self.fault, Point::Rename)?;
-        fs::rename_at(self.directory.as_fd(), self.aside_name(), &self.target)?;
-        (self.has_aside, self.published) = (false, true);
+        self.published = true;
+        Fault::check(self.fault, Point::Name)?;
         fs::sync(self.directory.as_fd())
+    }
+
+    /// Gives a nameless file its name at once, if nothing has that name; else one beside it, and answers no.
+    fn link_to_target(&mut self) -> Result<bool, Errno> {
+        if self.has_aside {
+            return Ok(false);
+        }
+        Fault::check(self.fault, Point::Link)?;
+        match fs::link_nameless(self.fd(), self.directory.as_fd(), &self.target) {
+            Err(errno) if errno.number() == libc::EEXIST => {}
+            linked => return linked.map(|()| true),
+        }
+        self.draw_aside()?;
+        fs::link_nameless(self.fd(), self.directory.as_fd(), self.aside_name())?;
+        self.has_aside = true;
+        Ok(false)
     }
 
     /// Bytes the file takes on the disk.
@@ -280,7 +295,7 @@ impl ImageFile {
 
     /// Gives up the right to write, without which the kernel does not execute a file, and opens it for that.
     pub(crate) fn reopen_to_execute(&mut self) -> Result<OwnedFd, Errno> {
-        Fault::check(&mut self.fault, Point::Exec)?;
+        Fault::check(self.fault, Point::Exec)?;
         let written = fs::stat(self.fd())?;
         self.file = None;
         let file = fs::open_at(self.directory.as_raw_fd(), &self.target, libc::O_RDONLY | libc::O_NOFOLLOW, 0)?;
@@ -300,6 +315,12 @@ impl ImageFile {
     /// Removes what a copy that failed may have left beside the target.
     pub(crate) fn clean_up(&mut self) {
         self.has_aside = !self.held && !self.aside.as_bytes().is_empty();
+    }
+
+    /// Takes back an image that a copy may have published.
+    pub(crate) fn withdraw(&mut self) {
+        self.published = !self.held && self.is_published();
+        self.retract();
     }
 
     /// Takes back an image that was published and turned out not to work.

@@ -279,6 +279,12 @@ pub fn kill(pid: i32) -> Result<()> {
     unsafe { syscall(libc::SYS_kill, [pid as usize, libc::SIGKILL as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Stops this process as `SIGSTOP` does, until somebody has it go on or kills it.
+pub fn stop() -> Result<()> {
+    // SAFETY: sends a signal to this process.
+    unsafe { syscall(libc::SYS_kill, [pid() as usize, libc::SIGSTOP as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Has the kernel kill this process when the thread that made it ends (`PR_SET_PDEATHSIG`).
 pub fn end_with_parent() -> Result<()> {
     // SAFETY: an integer argument.

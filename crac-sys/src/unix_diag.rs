@@ -69,8 +69,12 @@ fn request(inode: u32) -> [u8; 40] {
     bytes
 }
 
-/// Total over any bytes.
-fn parse(answer: &[u8], inode: u32) -> Result<UnixDiag, Errno> {
+/// Reads the kernel's answer about the socket `inode`. Total over any bytes.
+///
+/// # Errors
+///
+/// The one that it holds, or `EPROTO` if it is no answer.
+pub fn parse(answer: &[u8], inode: u32) -> Result<UnixDiag, Errno> {
     let broken = Errno::new(libc::EPROTO);
     let word =
         |bytes: &[u8], at: usize| bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map(|word| u32::from_ne_bytes(*word));

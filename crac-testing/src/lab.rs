@@ -235,6 +235,17 @@ pub fn free_addr() -> SocketAddr {
     TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("loopback has free ports")
 }
 
+/// Makes a file that this process has written ready to be executed: replaced by a copy that another process has made.
+///
+/// A child that another test of this process is about to start could hold the file open for writing, and a file that somebody may
+/// write to is not executed ("text file busy").
+pub fn release(path: &Path) {
+    let copy = path.with_extension("copy");
+    let copied = Command::new("cp").arg("--preserve=mode").args([path, &copy]).status();
+    assert!(copied.is_ok_and(|status| status.success()), "room for a copy of {}", path.display());
+    std::fs::rename(&copy, path).expect("our own directory");
+}
+
 /// Bytes as text, for messages.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     os::unix::{fs::PermissionsExt, net::UnixStream},
@@ -10,8 +11,9 @@ use std::{
     process::Command,
 };
 
+use crac_native::layout::{Trial, trial};
 use crac_testing::{
-    lab::{Lab, Service, free_addr, text},
+    lab::{Lab, Service, free_addr, release, text},
     programs::program,
     skip::skip,
     wait_until,
@@ -195,6 +197,75 @@ fn a_restored_life_that_does_not_come_back_whole_exits_with_its_code() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(23), "{said}");
     assert_says(&said, &["moody", "start it cold"]);
+}
+
+#[test]
+fn a_restore_that_fails_on_its_way_names_its_step_and_can_be_tried_again() {
+    let lab = Lab::new();
+    let mut service = faulty(&lab, &[]);
+    let image = lab.file("f.crac");
+    lab.crac_ok(["checkpoint".as_ref(), service.pid().to_string().as_ref(), "--image".as_ref(), image.as_os_str()]);
+    assert!(service.wait().success());
+    let whole = std::fs::read(&image).unwrap();
+    let mut steps = BTreeSet::new();
+    // Some of its system calls, from the first to beyond the last.
+    for call in (1..).step_by(19) {
+        on_trial(&image, &whole, Trial { kind: trial::ONCE, call });
+        let mut restored = Restored::start(&lab, &image, service.addr);
+        let Some((code, said)) = restored.failure() else {
+            if call > 1000 {
+                break;
+            }
+            continue;
+        };
+        assert!([20, 22].contains(&code) && said.contains("cannot restore: "), "call {call}: {code}\n{said}");
+        if let Some((_, step)) = said.split_once("cannot restore: step ") {
+            assert_eq!(code, 22, "{said}");
+            steps.extend(step.split([',', ':']).nth(1).map(|name| name.trim().to_owned()));
+        }
+        TcpListener::bind(service.addr).expect("the port is free");
+    }
+    assert!(steps.contains("memory") && steps.contains("process"), "{steps:?}");
+    on_trial(&image, &whole, Trial::default());
+    assert!(Restored::start(&lab, &image, service.addr).failure().is_none());
+}
+
+/// Writes the image `whole` with a trial in its header.
+fn on_trial(image: &Path, whole: &[u8], trial: Trial) {
+    let mut bytes = whole.to_vec();
+    crac_native::image::set_trial(&mut bytes, trial);
+    std::fs::write(image, bytes).unwrap();
+    release(image);
+}
+
+/// A service that is being restored: it answers, or it ends.
+struct Restored(Service);
+
+impl Restored {
+    fn start(lab: &Lab, image: &Path, addr: std::net::SocketAddr) -> Self {
+        let mut command = lab.command(program("crac"));
+        command.arg("restore").arg(image);
+        Self(Service::start(command, addr))
+    }
+
+    /// How it has ended and what it has said; nothing if it answers.
+    fn failure(&mut self) -> Option<(i32, String)> {
+        let addr = self.0.addr;
+        let ended = wait_until("the service answers or ends", || {
+            if !self.0.is_running() {
+                return Some(true);
+            }
+            let answers = crac_testing::http::exchange(addr, "GET", "/", "").is_ok_and(|answer| answer.status == 200);
+            answers.then_some(false)
+        });
+        if !ended {
+            return None;
+        }
+        let code = self.0.wait().code().expect("no signal has ended it");
+        // What it has said is collected by a thread, which may be a little later than its end.
+        wait_until("it says why", || self.0.output().contains('\n').then_some(()));
+        Some((code, self.0.output()))
+    }
 }
 
 #[test]

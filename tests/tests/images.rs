@@ -9,7 +9,7 @@ use std::{
 };
 
 use crac_testing::{
-    lab::{Lab, text},
+    lab::{Lab, release, text},
     skip::skip,
 };
 
@@ -42,6 +42,7 @@ impl Taken {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+        release(&copy);
         copy
     }
 
@@ -152,6 +153,7 @@ fn truncated_images_are_refused() {
         let copy = taken.lab.file("short.crac");
         std::fs::copy(&taken.image, &copy).unwrap();
         std::fs::File::options().write(true).open(&copy).unwrap().set_len(bytes).unwrap();
+        release(&copy);
         taken.refused(&copy, &[UNTRUSTED]);
         for verb in ["inspect", "verify"] {
             let output = taken.lab.crac([verb.as_ref(), copy.as_os_str()]);
@@ -205,6 +207,7 @@ fn a_rebuilt_program_makes_run_start_cold() {
     // Another build: the note with the build id differs, or if there is none, the content.
     bytes.push(0);
     std::fs::write(&other, bytes).unwrap();
+    release(&other);
     let addr = crac_testing::lab::free_addr();
     let mut command = taken.lab.command(crac_testing::programs::program("crac"));
     command.arg("run").arg("--image").arg(&taken.image).args(["--checkpoint-on", "never", "--"]);

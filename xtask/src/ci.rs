@@ -1,7 +1,7 @@
 //! What the continuous integration runs, step by step, on any machine.
 
 use crate::workspace::{self, Package};
-use crate::{deny, msrv, shell, test, tidy};
+use crate::{deny, fuzz, msrv, shell, soak, test, tidy};
 use anyhow::{Result, anyhow, bail};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 type Step = (&'static str, fn() -> Result<()>);
 
 /// The quick ones first; the tests last, so that their closing lines are the last thing to be read.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 13] = [
     ("fmt", fmt),
     ("tidy", || tidy::run(tidy::Drawn::Check)),
     ("clippy", clippy),
@@ -20,6 +20,8 @@ const STEPS: [Step; 11] = [
     ("deny", deny::run),
     ("loom", loom),
     ("package", package),
+    ("fuzz", || fuzz::run(60)),
+    ("soak", || soak::run(100)),
     ("test", test::run),
 ];
 

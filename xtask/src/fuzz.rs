@@ -1,14 +1,18 @@
 //! Coverage-guided fuzzing of everything that reads what others wrote, with the installed stable compiler.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use crac_testing::{lab::Lab, programs::take_from};
 
 use crate::{shell, workspace};
 
 /// The programs in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 3] = ["image", "proc", "words"];
+const TARGETS: [&str; 9] = ["image", "maps", "smaps", "fdinfo", "process", "net", "words", "control", "criu"];
 
 /// What libFuzzer needs to see which way the code went; cargo-fuzz passes the same.
 const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -18,7 +22,7 @@ const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=
 /// More than the front of an image of a small service takes.
 const FRONT_BYTES: usize = 128 << 10;
 
-/// Runs every target for `seconds`. What was learned is kept below the target directory and used the next time.
+/// Runs every target for `seconds`, as many at a time as there are processors. What was learned is kept below the target directory and used the next time.
 ///
 /// # Errors
 ///
@@ -31,18 +35,39 @@ pub(crate) fn run(seconds: u32) -> Result<()> {
     build.arg(manifest).env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", INSTRUMENTATION);
     shell::run(&mut build, Duration::from_secs(20 * 60))?;
     seed_images(&target.join("corpus/image"))?;
-    for name in TARGETS {
-        let (corpus, found) = (target.join("corpus").join(name), target.join("found").join(name));
-        std::fs::create_dir_all(&corpus)?;
-        std::fs::create_dir_all(&found)?;
-        let mut fuzz = shell::command(target.join(triple).join("release").join(name), []);
-        fuzz.arg(&corpus).arg(workspace::root().join("fuzz/seeds").join(name));
-        fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
-        fuzz.arg(format!("-max_len={FRONT_BYTES}"));
-        fuzz.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]);
-        shell::run(&mut fuzz, Duration::from_secs(u64::from(seconds) + 120))?;
+    let programs = target.join(triple).join("release");
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut failed = Vec::new();
+        while let Some(name) = TARGETS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = one(name, &programs.join(name), &target, seconds) {
+                failed.push(format!("{name}: {error:#}"));
+            }
+        }
+        failed
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|_| vec!["a panic".to_owned()])).collect()
+    });
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
     }
     Ok(())
+}
+
+/// Runs the target called `name`.
+fn one(name: &str, program: &Path, target: &Path, seconds: u32) -> Result<()> {
+    let (corpus, found) = (target.join("corpus").join(name), target.join("found").join(name));
+    std::fs::create_dir_all(&corpus)?;
+    std::fs::create_dir_all(&found)?;
+    let mut fuzz = shell::command(program, []);
+    fuzz.arg(&corpus).arg(workspace::root().join("fuzz/seeds").join(name));
+    fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", found.display()));
+    fuzz.arg(format!("-max_len={FRONT_BYTES}"));
+    fuzz.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]);
+    shell::run(&mut fuzz, Duration::from_secs(u64::from(seconds) + 120))
 }
 
 /// Puts the front of a real image, everything before its page data, where the fuzzer begins.

@@ -44,7 +44,7 @@ usage: cargo xtask <task>
         layer      what CheckpointLayer costs a request and a server
   bench --quick    try out whether all of it works, in less than a minute; the page goes to target/bench
   soak [ROUNDS]    the end-to-end load test for many rounds (default 1000)
-  fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60)
+  fuzz [SECONDS]   fuzz everything that reads what others wrote, each target for so long (default 60), one per processor
   deny             check licences, duplicate bans and sources of all dependencies with cargo-deny
   ci [STEP]...     what the continuous integration runs, or only the named steps of it";
 

@@ -11,11 +11,12 @@ use crate::{
     clock::{Clock, Downtime, offset::Readings, shim, vdso},
     descriptors::{self, Survey},
     facts,
+    fault::{Fault, Point},
     findings::ObstacleSink,
     freeze::{self, Frozen, ThreadState},
     layout::{
         ActionRecord, BLOCK, HANDOVER_BYTES_MAX, Header, MAGIC, OWNERS_MAX, PAGE, PrivilegeRecord, ProcessRecord, STAGING_BYTES,
-        Section, SettingRecord, ThreadRecord, VERSION, ZONE_HINT, block_count, clock, cpu, downtime, xxh64::xxh64,
+        Section, SettingRecord, ThreadRecord, Trial, VERSION, ZONE_HINT, block_count, clock, cpu, downtime, xxh64::xxh64,
     },
     madvise,
     pages::Pages,
@@ -50,6 +51,7 @@ impl<'a> Work<'a, '_> {
     pub(super) fn look_at_process(&mut self, frozen: &Frozen<'a>) -> Result<Seen<'a>, Stop> {
         let arena = self.arena;
         let no_memory = |errno| ("noting tables", errno);
+        Fault::check(self.options.fault, Point::Look).map_err(|errno| ("looking at the open descriptors", errno))?;
         let survey = Survey {
             arena,
             own: self.own,
@@ -100,6 +102,13 @@ impl<'a> Work<'a, '_> {
             Some(at) => threads.swap(0, at),
             None => obstacles.push(ObstacleKind::ThreadUnstoppable, format_args!("the main thread has ended")),
         }
+        if self.request.mode == Mode::Become {
+            let [_, most] = process::limit(libc::RLIMIT_NPROC).unwrap_or([0, u64::MAX]);
+            if privileges.is_too_little(most, threads.len() as u64) {
+                let what = format_args!("its {} threads could not be started again: RLIMIT_NPROC is {most}", threads.len());
+                obstacles.push(ObstacleKind::Privilege, what);
+            }
+        }
         Ok(Seen {
             threads,
             actions: facts::actions(arena, (freeze::FREEZE_SIGNAL, frozen.previous)).map_err(no_memory)?,
@@ -127,6 +136,7 @@ impl<'a> Work<'a, '_> {
         let arena = self.arena;
         let obstacles = &mut self.obstacles;
         let kernel = facts::kernel_version();
+        Fault::check(self.options.fault, Point::Memory).map_err(|errno| ("reading the process's mappings", errno))?;
         let entries = facts::mappings(arena)?;
         if let Some(maps) = maps {
             beside::refuse_what_is_missing(maps, entries, obstacles);
@@ -192,6 +202,7 @@ impl<'a> Work<'a, '_> {
             },
             eager: u32::from(self.is_eager()),
             reserved: 0,
+            trial: Trial::default(),
             page_size: PAGE_SIZE as u32,
             kernel,
             cpu: cpu::current(),
@@ -216,6 +227,7 @@ impl<'a> Work<'a, '_> {
             sums: Section::default(),
         };
         header.vdso.code_sum = xxh64(self.vdso);
+        Fault::check(self.options.fault, Point::Plan).map_err(|errno| ("making the plan", errno))?;
         place(self.manifest.len(), self.stub, &mut header, &mut memory, seen, entries, &mut self.obstacles);
         Ok((header, memory))
     }

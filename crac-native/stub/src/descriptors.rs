@@ -122,7 +122,10 @@ fn standard_stream(step: &DescriptorStep, record: &DescriptorRecord) -> Result<(
         return Ok(());
     }
     let stream = detail::<Inherited>(step, record)?.stream;
-    if syscall!(sys::SYS_FCNTL, stream, F_GETFD, 0).is_err() {
+    if let Err(errno) = syscall!(sys::SYS_FCNTL, stream, F_GETFD, 0) {
+        if errno != EBADF {
+            return Err(errno);
+        }
         // Records are in order, so every lower number that is needed is open: this one is the lowest free one, or is made so.
         let null = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, c"/dev/null".as_ptr(), O_RDWR, 0)? as i32;
         if null != stream {
@@ -229,6 +232,7 @@ fn close_on_exec(record: &DescriptorRecord) -> usize {
 
 /// The image contradicts itself (`EPROTO`); the check before the point of no return has missed it.
 const BROKEN: Errno = Errno(71);
+const EBADF: Errno = Errno(9);
 /// `ESTALE`: a file is no longer what it was.
 const CHANGED: Errno = Errno(116);
 

@@ -26,6 +26,7 @@ mod settings;
 mod sys;
 mod threads;
 mod time_namespace;
+mod trial;
 mod vdso;
 
 use layout::{Boot, Handover, Header, MAGIC, Section, Step};
@@ -95,6 +96,7 @@ extern "C" fn main(start: *const usize) -> ! {
     }
     let start = check::Start::read(start);
     let mut restore = check::open(boot, start);
+    trial::begin(restore.header.trial);
     check::host(&mut restore);
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));

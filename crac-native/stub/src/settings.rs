@@ -8,6 +8,7 @@ use crate::{
     syscall,
 };
 
+const RLIMIT_NPROC: u64 = 6;
 const RLIMIT_MEMLOCK: u64 = 8;
 const CAP_SETGID: u64 = 6;
 const CAP_IPC_LOCK: u64 = 14;
@@ -33,6 +34,12 @@ pub fn check(restore: &Restore, refuse: &mut dyn FnMut(&[&[u8]])) {
             let (resource, soft, hard) = (resource.bytes(), soft.bytes(), hard.bytes());
             refuse(&[b"the service had set resource limit ", resource, b" to ", soft, b", here it may be at most ", hard]);
         }
+    }
+    let (threads, [_, most]) = (threads(restore), limit(RLIMIT_NPROC));
+    if restore.header.privileges.is_too_little(most, threads) {
+        let [threads, most] = [threads, most].map(Decimal::new);
+        let (threads, most) = (threads.bytes(), most.bytes());
+        refuse(&[b"the service has ", threads, b" threads, and the limit of processes (RLIMIT_NPROC) is ", most]);
     }
     if locked_bytes(restore) > limit(RLIMIT_MEMLOCK)[1] && !may(restore, CAP_IPC_LOCK) {
         refuse(&[b"the service had locked more memory than may be locked here"]);
@@ -85,6 +92,27 @@ fn limit(resource: u64) -> [u64; 2] {
 fn set_limit(resource: u64, limit: [u64; 2]) {
     if let Err(errno) = syscall!(sys::SYS_PRLIMIT64, 0, resource, limit.as_ptr(), 0) {
         fail_on(Step::Threads, b"setting the resource limit", resource, errno);
+    }
+}
+
+fn threads(restore: &Restore) -> u64 {
+    restore.table::<ThreadRecord>(restore.header.threads).len() as u64
+}
+
+/// Raises the limit of processes for the time in which threads are started; what it was.
+pub fn make_room_for_threads(restore: &Restore) -> Option<[u64; 2]> {
+    let [soft, hard] = limit(RLIMIT_NPROC);
+    if !restore.header.privileges.is_too_little(soft, threads(restore)) {
+        return None;
+    }
+    set_limit(RLIMIT_NPROC, [hard, hard]);
+    Some([soft, hard])
+}
+
+/// Sets it back.
+pub fn threads_are_started(before: Option<[u64; 2]>) {
+    if let Some(before) = before {
+        set_limit(RLIMIT_NPROC, before);
     }
 }
 

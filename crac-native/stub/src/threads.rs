@@ -32,16 +32,20 @@ pub fn start(restore: &Restore) -> ! {
         crate::report::exit(crate::layout::EXIT_BUG, &[b"the image has no thread"]);
     };
     RESTORE.store(ptr::from_ref(restore).cast_mut(), Ordering::Release);
+    let limit = crate::settings::make_room_for_threads(restore);
     for thread in others {
         let stack = (thread.resume_sp - STACK_GAP) & !15;
         let flags = if thread.fs_base == 0 { CLONE_FLAGS & !0x8_0000 } else { CLONE_FLAGS };
         // SAFETY: below its saved stack pointer a parked thread's stack is unused, and the restarted thread keeps clear of it
         // by STACK_GAP; the record is in the metadata, which stays mapped until every thread has left the stub.
-        let tid = unsafe { clone_thread(flags, stack, thread.tid_address, thread.fs_base, thread) };
+        let start = || unsafe { clone_thread(flags, stack, thread.tid_address, thread.fs_base, thread) };
+        let fails = crate::trial::is_on() && crate::trial::fails(sys::SYS_CLONE, [0; 6]);
+        let tid = if fails { -i64::from(crate::trial::FAILURE.0) } else { start() };
         if tid < 0 {
             fail_on(Step::Threads, b"starting the thread that was", thread.tid as u64, sys::Errno(-tid as i32));
         }
     }
+    crate::settings::threads_are_started(limit);
     crate::settings::last(restore);
     restore.done(Step::Threads);
     if let Err(errno) = syscall!(sys::SYS_ARCH_PRCTL, ARCH_SET_FS, main.fs_base) {

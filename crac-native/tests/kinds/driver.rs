@@ -95,7 +95,11 @@ impl Lab {
     fn new(user: User) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         // The build directory may be out of nobody's reach.
-        fs::copy(std::env::current_exe().expect("own path"), directory.path().join("program")).expect("copy");
+        // Copied by another process: a child that another test of this one is about to start could hold the copy open for writing,
+        // and a file that somebody may write to is not executed ("text file busy").
+        let mut copy = Command::new("cp");
+        copy.arg(std::env::current_exe().expect("own path")).arg(directory.path().join("program"));
+        assert!(copy.status().expect("cp").success(), "room for a copy");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         if let User::Nobody = user {
             chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("chown");

@@ -4,6 +4,8 @@
 
 mod clock;
 mod eager;
+mod everything;
+mod faults;
 mod memory;
 mod refused;
 mod signals;
@@ -20,8 +22,7 @@ use std::{
 };
 
 use crac_core::{
-    CaptureProgress, CaptureReport, CaptureRequest, CaptureWatch, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode,
-    Policy, Restoration, Underway,
+    CaptureReport, CaptureRequest, Captured, Engine, EngineError, ImageId, ImageMetadata, Mode, Policy, Restoration, Underway,
 };
 use crac_native::NativeEngine;
 
@@ -46,7 +47,11 @@ pub(crate) fn run(name: &str) {
             let restore = crac_native::restore::Restore::open(&image, None).unwrap();
             panic!("{}", restore.exec(std::env::args_os().skip(2), std::env::vars_os()));
         }
-        "stops-while-writing" => stops_while_writing(),
+        "limited" => limited(),
+        "everything" => everything::everything(),
+        "try" => everything::try_restore(),
+        "faults" => faults::faults(),
+        "stops" => faults::stops(),
         "tokio" => tokio_runtime::run(),
         "clock-matrix" => clock::matrix(),
         "clock-across" => clock::across(),
@@ -80,16 +85,13 @@ fn engine() -> NativeEngine {
     let downtime = setting("CRAC_TEST_DOWNTIME").map(|downtime| downtime.parse().unwrap());
     let engine = NativeEngine::new().with_clock(clock.unwrap_or_default()).with_downtime(downtime.unwrap_or_default());
     let form = setting("CRAC_TEST_FORM").map(|form| form.parse().unwrap());
-    let engine = engine.with_image_form(form.unwrap_or_default());
-    match std::env::var("CRAC_FAULT") {
-        Ok(fault) => engine.with_fault(&fault).unwrap(),
-        Err(_) => engine
-            .with_interposition(std::env::var_os("CRAC_TEST_NO_MADVISE").is_none())
-            .with_pagemap_scan(std::env::var_os("CRAC_TEST_NO_SCAN").is_none())
-            .with_nameless_file(std::env::var_os("CRAC_TEST_NO_TMPFILE").is_none())
-            .with_duplicate_query(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
-            .with_kcmp(std::env::var_os("CRAC_TEST_NO_KCMP").is_none()),
-    }
+    engine
+        .with_image_form(form.unwrap_or_default())
+        .with_interposition(std::env::var_os("CRAC_TEST_NO_MADVISE").is_none())
+        .with_pagemap_scan(std::env::var_os("CRAC_TEST_NO_SCAN").is_none())
+        .with_nameless_file(std::env::var_os("CRAC_TEST_NO_TMPFILE").is_none())
+        .with_duplicate_query(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
+        .with_kcmp(std::env::var_os("CRAC_TEST_NO_KCMP").is_none())
 }
 
 /// Captures once, to where the arguments say, and comes back in the next life.
@@ -109,8 +111,6 @@ fn lives(mut check: impl FnMut(u64)) {
     if ENGINE_FIRST.get() {
         refused::install_filter();
     }
-    // So much to write that there is time to end the copy.
-    let _ballast = argument("--kill", None).map(|_| vec![1_u8; 128 << 20]);
     let policy: Policy = std::env::var("CRAC_TEST_POLICY").unwrap_or_default().parse().unwrap();
     let mut life: Option<Restoration> = None;
     for generation in 0.. {
@@ -166,16 +166,6 @@ fn lives(mut check: impl FnMut(u64)) {
 
 /// Works while a copy of the process writes the image, and waits for its end.
 fn beside(mut underway: Box<dyn Underway>, check: &mut impl FnMut(u64)) -> Result<CaptureReport, EngineError> {
-    if argument("--drop", None).is_some() {
-        drop(underway);
-        return Err(EngineError::Failed { what: "given up".into(), hint: String::new() });
-    }
-    if argument("--kill", None).is_some() {
-        let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();
-        let copy = children.trim().parse().unwrap();
-        // SAFETY: ends the copy of this process.
-        assert_eq!(unsafe { libc::kill(copy, libc::SIGKILL) }, 0);
-    }
     loop {
         check(0);
         if let Some(ended) = underway.wait(Duration::from_millis(1)) {
@@ -252,6 +242,23 @@ fn threads() {
             std::thread::yield_now();
         }
     });
+    stop.store(true, Ordering::SeqCst);
+    joins.into_iter().for_each(|join| join.join().unwrap());
+    println!("joined");
+}
+
+/// As `threads`, but its steady ones only, and it forbids itself to start any other.
+fn limited() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let wait = |stop: Arc<AtomicBool>| {
+        while !stop.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let joins: Vec<_> = (0..4).map(|_| stop.clone()).map(|stop| std::thread::spawn(move || wait(stop))).collect();
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Nproc, none).unwrap();
+    lives(|_| assert_eq!(rustix::process::getrlimit(rustix::process::Resource::Nproc), none));
     stop.store(true, Ordering::SeqCst);
     joins.into_iter().for_each(|join| join.join().unwrap());
     println!("joined");
@@ -335,26 +342,4 @@ fn environment() {
         }
         other => panic!("{other:?}"),
     }
-}
-
-/// Says so when the first bytes of the image are written, and waits for its end.
-fn stops_while_writing() {
-    struct Stop;
-    impl CaptureWatch for Stop {
-        fn reached(&self, progress: CaptureProgress) {
-            if let CaptureProgress::Written { bytes: 1.. } = progress {
-                // SAFETY: a constant text; every other thread is stopped, so nothing of the standard library is used.
-                unsafe { libc::write(1, c"writing\n".as_ptr().cast(), 8) };
-                loop {
-                    // SAFETY: waits for a signal.
-                    unsafe { libc::pause() };
-                }
-            }
-        }
-    }
-    let policy = Policy::new();
-    let image = argument("--image=", None).unwrap();
-    let metadata = ImageMetadata::new("test", ImageId([7; 16]), 0, None);
-    let request = CaptureRequest::new(PathBuf::from(image), Mode::Exit, metadata, &policy).watch(Arc::new(Stop));
-    panic!("{:?}", engine().capture(request));
 }

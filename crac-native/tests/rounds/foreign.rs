@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use super::{boot_end, finish, image, lines_of, program};
+use super::{boot_end, finish, image, lines_of, program, write_to_execute};
 
 pub(super) fn of_a_stranger(dir: &Path) {
     // SAFETY: only asks.
@@ -46,9 +46,7 @@ pub(super) fn of_other_hosts(dir: &Path) {
         let mut bytes = whole.clone();
         bytes[metadata + at] ^= byte.max(1);
         reseal(&mut bytes);
-        std::fs::remove_file(&path).expect("written before");
-        std::fs::write(&path, bytes).expect("room");
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own file");
+        write_to_execute(&path, &bytes);
         let reasons = Restore::open(&path, None).expect_err(part);
         assert_eq!(reasons.len(), 1, "{reasons:?}");
         assert_eq!(reasons[0].verdict, Verdict::StartCold);

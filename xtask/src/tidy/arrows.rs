@@ -30,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("web-server", &ALL),
     ("crac-programs", &["crac-core", "crac-criu", "crac-native", "crac-sys", "crac-testing"]),
     ("crac-allocators", &["crac-core", "crac-native", "crac-testing"]),
-    ("xtask", &["crac-core", "crac-programs", "crac-testing"]),
+    ("xtask", &["crac-core", "crac-native", "crac-programs", "crac-testing"]),
 ];
 
 const LEVEL_0: [&str; 2] = ["crac-core", "crac-sys"];

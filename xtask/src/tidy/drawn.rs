@@ -1,6 +1,7 @@
 //! What the documentation shows of the code - the chart of states, the list of obstacles - is drawn from the code.
 
-use crac_core::ObstacleKind;
+use crac_core::{Mode, ObstacleKind};
+use crac_native::{FAULT_POINTS, layout::Step};
 use crac_programs::{Area, FEATURES, Fate, WithCriu};
 
 use super::Problem;
@@ -18,7 +19,7 @@ pub(crate) struct Drawing {
 }
 
 /// All of them.
-pub(crate) fn all() -> [Drawing; 3] {
+pub(crate) fn all() -> [Drawing; 4] {
     [
         Drawing {
             page: "docs/states.md",
@@ -29,6 +30,7 @@ pub(crate) fn all() -> [Drawing; 3] {
         },
         Drawing { page: "docs/limits.md", head: "# Limits\n\n", text: obstacles() },
         Drawing { page: "docs/features.md", head: "# What comes back\n\n", text: features() },
+        Drawing { page: "docs/faults.md", head: "# Faults\n\n", text: faults() },
     ]
 }
 
@@ -37,6 +39,25 @@ fn obstacles() -> String {
     let row = |kind: &ObstacleKind| format!("| `{kind}` | {} | {} |\n", kind.cause(), kind.advice());
     let rows: String = ObstacleKind::ALL.iter().map(row).collect();
     format!("| kind | why it cannot be saved | what to do |\n|---|---|---|\n{}", rows.trim_end())
+}
+
+/// The closed lists of the points of a capture and the steps of a restore.
+fn faults() -> String {
+    let row = |point: &crac_native::FaultPoint| {
+        let modes: Vec<_> = point.modes.iter().map(ToString::to_string).collect();
+        let in_copy = if point.in_copy && point.modes.contains(&Mode::Continue) { " (there in the copy)" } else { "" };
+        format!("| `{}` | {} | {}{in_copy} |\n", point.name, point.what, modes.join(", "))
+    };
+    let points: String = FAULT_POINTS.iter().map(row).collect();
+    let steps = Step::ALL.iter().enumerate().map(|(at, step)| {
+        let ends = if *step == Step::Check { "20 start cold, 21 untrusted, 22 an address cannot be had" } else { "22" };
+        format!("| {} | {} | {ends} |\n", at + 1, step.name())
+    });
+    format!(
+        "## Points of a capture\n\n| point | what fails | modes |\n|---|---|---|\n{points}\n\
+         ## Steps of a restore\n\n| step | name | exit status of a failure |\n|---|---|---|\n{}",
+        steps.collect::<String>().trim_end()
+    )
 }
 
 /// The closed list of features of the kernel, part by part.

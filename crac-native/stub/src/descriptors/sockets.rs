@@ -114,8 +114,9 @@ pub fn check(record: &DescriptorRecord, blob: &[u8], inherited: &Inherited) -> R
         };
     }
     let kind = socket.socket_type as usize | sys::O_CLOEXEC;
-    let probe = syscall!(sys::SYS_SOCKET, socket.domain, kind, socket.protocol)? as i32;
-    let answer = options(blob, probe, socket.options).and_then(|()| bind(probe, &socket, local, name));
+    let say = |errno| refused(&socket, name, errno);
+    let probe = syscall!(sys::SYS_SOCKET, socket.domain, kind, socket.protocol).map_err(say)? as i32;
+    let answer = options(blob, probe, socket.options).map_err(say).and_then(|()| bind(probe, &socket, local, name));
     crate::check::close(probe);
     answer
 }
@@ -155,7 +156,8 @@ fn bind(made: i32, socket: &Socket, local: &[u8], name: &[u8]) -> Result<()> {
     if socket.domain != AF_UNIX && socket.socket_type == SOCK_STREAM {
         // Connections of the earlier life may still linger in TIME-WAIT.
         let one = 1_u32;
-        syscall!(sys::SYS_SETSOCKOPT, made, SOL_SOCKET, SO_REUSEADDR, &raw const one, 4)?;
+        syscall!(sys::SYS_SETSOCKOPT, made, SOL_SOCKET, SO_REUSEADDR, &raw const one, 4)
+            .map_err(|errno| refused(socket, name, errno))?;
     }
     let path = SocketFile::of(socket, local);
     if let Some(path) = &path {
