@@ -307,12 +307,7 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     let object_runs: Vec<RunRecord> = records(section(header.object_runs).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let sums: Vec<u64> = records(section(header.sums).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
     let owners: Vec<u64> = records(section(header.owners).ok_or(wrong(outside))?).ok_or(wrong(outside))?;
-    ensure(
-        owners
-            .iter()
-            .all(|at| at.is_multiple_of(8) && (*at == 0 || runs.iter().any(|run| run.start <= *at && *at + 40 <= run.end))),
-        "the place of a held mutex",
-    )?;
+    ensure(owners.iter().all(|at| *at == 0 || has_mutex(&runs, *at)), "the place of a held mutex")?;
     let descriptor_blob = section(header.descriptor_blob).ok_or(wrong(outside))?;
     ensure(sound(&descriptors, descriptor_blob), "the descriptors")?;
     let greatest = descriptors.last().map_or(-1, |record| record.number);
@@ -417,6 +412,13 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     })
 }
 
+/// Whether a mutex of the C library can be at `at` in the memory of the runs.
+fn has_mutex(runs: &[RunRecord], at: u64) -> bool {
+    const MUTEX_BYTES: u64 = 40;
+    let Some(end) = at.checked_add(MUTEX_BYTES) else { return false };
+    at.is_multiple_of(8) && runs.iter().any(|run| run.start <= at && end <= run.end)
+}
+
 /// Checks every byte of an image file, page data too. Reads all of it, with as many threads as there are processors.
 ///
 /// # Errors
@@ -499,4 +501,19 @@ fn front_bytes(boot: &Boot) -> Result<usize, ImageError> {
         && front <= FRONT_BYTES_MAX
         && front <= boot.file_bytes;
     if fits { usize::try_from(front).map_err(|_| damaged()) } else { Err(damaged()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutex_lies_inside_of_a_run_and_none_at_the_end_of_all_addresses() {
+        let runs = [RunRecord { start: PAGE, end: 2 * PAGE, ..RunRecord::default() }];
+        assert!(has_mutex(&runs, PAGE) && has_mutex(&runs, 2 * PAGE - 40));
+        // The last one used to overflow.
+        for at in [PAGE - 8, PAGE + 4, 2 * PAGE - 32, u64::MAX - 7] {
+            assert!(!has_mutex(&runs, at), "{at:#x}");
+        }
+    }
 }
