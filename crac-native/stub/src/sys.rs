@@ -147,6 +147,7 @@ pub const O_NOCTTY: usize = 0o400;
 pub const O_CLOEXEC: usize = 0o2_000_000;
 pub const CLOCK_REALTIME: usize = 0;
 pub const CLOCK_MONOTONIC: usize = 1;
+pub const CLOCK_MONOTONIC_COARSE: usize = 6;
 pub const CLOCK_BOOTTIME: usize = 7;
 
 /// Nanoseconds of `clock`.

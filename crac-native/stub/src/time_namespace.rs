@@ -29,11 +29,13 @@ pub fn enter(restore: &Restore, handover: &mut Handover) {
     let [outer_monotonic, outer_boottime] = outer_offsets();
     let mut text = Line::new();
     let before = sys::clock_ns(sys::CLOCK_MONOTONIC);
+    // From the last tick on, so that the coarse clock, which shows it, does not fall behind what it showed.
+    let since_tick = before.saturating_sub(sys::clock_ns(sys::CLOCK_MONOTONIC_COARSE));
     for (name, clock, stood, outer) in [
         (&b"monotonic "[..], sys::CLOCK_MONOTONIC, header.captured_monotonic_ns, outer_monotonic),
         (b"boottime ", sys::CLOCK_BOOTTIME, header.captured_boottime_ns, outer_boottime),
     ] {
-        let host = i128::from(sys::clock_ns(clock)) - outer;
+        let host = i128::from(sys::clock_ns(clock)) - i128::from(since_tick) - outer;
         let offset = i128::from(stood) + i128::from(passed_ns) - host;
         let (seconds, nanoseconds) = (offset.div_euclid(SECOND_NS), offset.rem_euclid(SECOND_NS));
         text.push(name);
