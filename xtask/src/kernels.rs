@@ -159,15 +159,17 @@ fn pack(directory: &Path, kernels: &[Kernel]) -> Result<()> {
     shell::run(&mut shell::cargo(["build", "--workspace", "--bins"]), BUILD_DEADLINE)?;
     let built = workspace::metadata()?.target_directory.join("debug");
     let tests = tests_built()?;
-    let test = |name: &str| tests.iter().find(|(found, _)| found == name).map(|(_, path)| path.clone());
+    let test = |of: &str, name: &str| {
+        let found = tests.iter().find(|test| test.of == of && test.name == name).map(|test| test.path.clone());
+        found.with_context(|| format!("no test `{name}` of {of} was built"))
+    };
     let mut packed = Initramfs::new(directory.join("stripped"))?;
     packed.program("/init", &built.join("guest"))?;
     for name in ["crac", "web-server"] {
         packed.program(&format!("/bin/{name}"), &built.join(name))?;
     }
-    for name in ["round_trip", "suite"] {
-        packed.program(&format!("/bin/{name}"), &test(name).with_context(|| format!("no test `{name}` was built"))?)?;
-    }
+    packed.program(ROUND_TRIP, &test("crac-native", "round_trip")?)?;
+    packed.program(SUITE, &test("programs", "suite")?)?;
     // Tools that the tests start.
     let path = std::env::var_os("PATH").unwrap_or_default();
     for name in ["setpriv", "prlimit", "true", "sh", "sleep", "kill", "unshare"] {
@@ -183,15 +185,30 @@ fn pack(directory: &Path, kernels: &[Kernel]) -> Result<()> {
     Ok(())
 }
 
-/// The test programs of the workspace, by name.
-fn tests_built() -> Result<Vec<(String, PathBuf)>> {
+/// A test program of the workspace. Several crates have one of the same name.
+struct TestProgram {
+    /// The directory of its crate, without those above.
+    of: String,
+    name: String,
+    path: PathBuf,
+}
+
+impl TestProgram {
+    /// What a message of cargo's says, if it is about one.
+    fn of_message(message: &serde_json::Value) -> Option<Self> {
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let manifest = PathBuf::from(text(&message["manifest_path"])?);
+        let of = manifest.parent()?.file_name()?.to_str()?.to_owned();
+        let is_test = message["target"]["kind"][0] == "test";
+        is_test.then_some(Self { of, name: text(&message["target"]["name"])?, path: text(&message["executable"])?.into() })
+    }
+}
+
+fn tests_built() -> Result<Vec<TestProgram>> {
     let mut command = shell::cargo(["test", "--workspace", "--no-run", "--quiet", "--message-format=json"]);
     let messages = shell::output(&mut command)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let tests = messages.filter(|message| message["target"]["kind"][0] == "test").filter_map(|message| {
-        Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(message["executable"].as_str()?)))
-    });
-    Ok(tests.collect())
+    Ok(messages.filter_map(|message| TestProgram::of_message(&message)).collect())
 }
 
 /// Starts a machine with each kernel and reads their verdicts.

@@ -62,9 +62,9 @@ pub(super) struct Rounds {
 impl Rounds {
     pub(super) fn of(mib: usize) -> Self {
         match mib {
-            ..=256 => Self { blocks: 5, native: 4, criu: 2 },
-            257..=1024 => Self { blocks: 3, native: 4, criu: 1 },
-            _ => Self { blocks: 2, native: 4, criu: 1 },
+            ..=256 => Self { blocks: 3, native: 6, criu: 2 },
+            257..=1024 => Self { blocks: 2, native: 6, criu: 1 },
+            _ => Self { blocks: 2, native: 3, criu: 1 },
         }
     }
 }

@@ -41,7 +41,14 @@ fn work() -> Result<(), String> {
         let name = words.next().unwrap_or_default();
         let begun = Instant::now();
         let outcome = match (words.next(), &exchange) {
-            (Some("give"), Ok(exchange)) => whole(|| exchange.give()),
+            (Some("give"), Ok(exchange)) => {
+                let given = whole(|| exchange.give());
+                if given.is_err() {
+                    // The other machine would wait for them, as this one for its.
+                    exchange.nothing_more();
+                }
+                given
+            }
             (Some("take"), Ok(exchange)) => whole(|| exchange.take()),
             (Some("give" | "take"), Err(what)) => Err(what.clone()),
             (Some(program), _) => run(name, program, words),
@@ -74,6 +81,9 @@ fn run<'a>(name: &str, program: &str, arguments: impl Iterator<Item = &'a str>) 
         if let Some(note) = ["skipped: ", "SKIP: "].iter().find_map(|mark| line.split_once(mark)) {
             println!("guest: note {name}: {}", note.1);
         }
+    }
+    if said.contains("running 0 tests") {
+        return Err("there is no such test in it".to_owned());
     }
     if output.status.success() { Ok(()) } else { Err(format!("{}\n{said}", output.status)) }
 }
