@@ -172,7 +172,7 @@ fn pack(directory: &Path, kernels: &[Kernel]) -> Result<()> {
     packed.program(SUITE, &test("programs", "suite")?)?;
     // Tools that the tests start.
     let path = std::env::var_os("PATH").unwrap_or_default();
-    for name in ["setpriv", "prlimit", "true", "sh", "sleep", "kill", "unshare"] {
+    for name in ["setpriv", "prlimit", "true", "sh", "cp", "sleep", "kill", "unshare"] {
         let found = std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file());
         packed.program(&format!("/bin/{name}"), &found.with_context(|| format!("there is no {name}"))?)?;
     }
