@@ -1,6 +1,7 @@
 //! Many lives of one image at once: how soon all of them answer, and what each takes for itself.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     path::PathBuf,
     process::Command,
@@ -69,13 +70,13 @@ pub(super) fn clones(plan: &Plan) -> Result<Vec<Section>> {
 
 impl Crowd {
     fn gather(&mut self, count: usize, is_counted: bool, start: impl Fn(SocketAddr) -> Command) -> Result<()> {
+        // Different ones: an address is free until the process that was told to take it has done so.
+        let mut addrs = HashSet::new();
+        while addrs.len() < count {
+            addrs.insert(free_addr());
+        }
         let begun = Instant::now();
-        let mut all: Vec<Service> = (0..count)
-            .map(|_| {
-                let addr = free_addr();
-                Service::start(start(addr), addr)
-            })
-            .collect();
+        let mut all: Vec<Service> = addrs.into_iter().map(|addr| Service::start(start(addr), addr)).collect();
         let started = begun.elapsed();
         for one in &mut all {
             while !http::exchange(one.addr, "GET", "/", "").is_ok_and(|answer| answer.status == 200) {
