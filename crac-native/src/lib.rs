@@ -23,8 +23,8 @@
 //!   other targets the crate compiles and `capture` answers [`Unsupported`](crac_core::EngineError::Unsupported).
 //! * The crate is linked into the executable itself: it defines the symbol `madvise`, through which allocators give memory
 //!   back. See the obstacle [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw).
-//! * An image is restored by the user it was captured as, with at least the same capabilities, on the same build of the kernel,
-//!   on a processor with the same features. Everything else is refused before anything is touched, with an exit status that says
+//! * An image is restored by the user it was captured as, with at least the same capabilities, on a kernel of the same version or
+//!   a later one (the same build, where its clocks are not continued by a proxy), on a processor with the same features. Everything else is refused before anything is touched, with an exit status that says
 //!   so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
 //! * The monotonic clocks go on from where they stood, on a host with any uptime, as [`Clock`] and [`Downtime`] say.
 //! * The image belongs to that user or to root and nobody else may write to it. It holds the memory of the service: treat it as

@@ -5,7 +5,8 @@
 set -eu
 here=$1
 state=$(mktemp -d /tmp/crac-docker-XXXXXX)
-export PATH="$here/root/usr/bin:$here/root/usr/sbin:$PATH" DOCKER_HOST="unix://$state/docker.sock"
+unpacked="$here/root"
+export PATH="$unpacked/usr/bin:$unpacked/usr/sbin:$PATH" DOCKER_HOST="unix://$state/docker.sock"
 mkdir "$state/images"
 # Docker 20.10 is content with one hierarchy of control groups, but not with a part of one.
 mount -t cgroup2 none /sys/fs/cgroup
