@@ -151,7 +151,10 @@ fn run_as(who: &str, selection: &Selection<'_>, prefix: &[&str], environment: &[
             Selection::AllBut(names) => names.iter().fold("all()".to_owned(), |all, name| format!("{all} - package({name})")),
             Selection::Only(names) => names.iter().fold("none()".to_owned(), |none, name| format!("{none} + package({name})")),
         };
-        shell::cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--filterset", &filter])
+        // Many tests wait for processes of theirs.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let threads = format!("--test-threads={threads}");
+        shell::cargo(["nextest", "run", "--workspace", "--no-fail-fast", &threads, "--filterset", &filter])
     } else {
         let mut command = shell::cargo(["test", "--lib", "--bins", "--tests", "--no-fail-fast"]);
         match selection {
