@@ -31,6 +31,9 @@ mod batch;
 /// How often requests are answered while a capture goes on beside the process.
 const SETTLE_LOOK: Duration = Duration::from_millis(20);
 
+/// For how long a restored life may be kept on one processor. What takes longer than this has more to do than to wake others.
+const CONFINED_MAX: Duration = Duration::from_millis(3);
+
 /// What the coordinator is told.
 pub(crate) enum Message {
     /// Somebody asks for a checkpoint. `inbox` is a sender into the coordinator's own inbox, for the hooks of the round: the
@@ -162,6 +165,7 @@ impl Coordinator {
             took_before: Duration::ZERO,
             begun: now,
             way_deadline: now + self.shared.deadlines.down,
+            confined_until: None,
         }
     }
 
@@ -191,6 +195,7 @@ impl Coordinator {
                 None
             }
             Effect::RestoreFailed => {
+                self.spread(round);
                 self.restore_failed(round);
                 None
             }
@@ -289,6 +294,7 @@ impl Coordinator {
             }
             Ok(Ok(Captured::Restored(restoration))) => {
                 round.begun = Instant::now();
+                round.confined_until = Some(round.begun + CONFINED_MAX);
                 round.capture = Some(crate::CaptureReport { bytes: 0, stages: restoration.stages.clone() });
                 self.begin_life(restoration, round);
                 Event::CameBack
@@ -331,6 +337,13 @@ impl Coordinator {
             }
         };
         Ending::Aborted(reason)
+    }
+
+    /// Lets a restored life use all its processors, if that has not been done.
+    fn spread(&self, round: &mut RoundData) {
+        if round.confined_until.take().is_some() {
+            self.shared.engine.spread();
+        }
     }
 
     fn engine_error(&self, error: EngineError, round: &mut RoundData) -> AbortReason {
@@ -418,6 +431,7 @@ impl Coordinator {
     }
 
     fn answer(&mut self, ending: Ending, round: &mut RoundData) {
+        self.spread(round);
         if ending == Ending::Restored {
             self.shared.engine.settle();
             self.shared.life.read().unwrap_or_else(PoisonError::into_inner).inner.listeners.close();

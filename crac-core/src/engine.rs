@@ -42,6 +42,13 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError`]; the process is then as it was before the call.
     fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError>;
 
+    /// Lets a restored life use all the processors that it may.
+    ///
+    /// Until then an engine may keep it on the one where it was restored: threads that do little but wake each other are
+    /// faster there. Called on the coordinator's thread: before the first hook that is not [brief](crate::ResourceOptions::brief), when
+    /// hooks take longer than a few milliseconds, and at the latest when the door is open.
+    fn spread(&self) {}
+
     /// Gives back what is left of a restore. Called in a restored life once its door is open, on the coordinator's thread, so that
     /// no first answer waits for it.
     fn settle(&self) {}

@@ -100,6 +100,7 @@ pub struct ResourceOptions {
     pub(crate) explain: Option<Arc<dyn Fn() -> String + Send + Sync>>,
     pub(crate) only_before: bool,
     pub(crate) begin_at_once: bool,
+    pub(crate) brief: bool,
 }
 
 impl ResourceOptions {
@@ -113,6 +114,7 @@ impl ResourceOptions {
             explain: None,
             only_before: false,
             begin_at_once: false,
+            brief: false,
         }
     }
 
@@ -146,6 +148,13 @@ impl ResourceOptions {
     /// A promise goes with it: that first poll does not block. While it does, no deadline strikes.
     pub fn begin_at_once(mut self) -> Self {
         self.begin_at_once = true;
+        self
+    }
+
+    /// Says that `after_restore` needs little of a processor, and starts neither processes nor pools of threads: it may then run while the
+    /// engine keeps the restored life on one processor ([`Engine::spread`](crate::Engine::spread)), as all do that come with crac.
+    pub fn brief(mut self) -> Self {
+        self.brief = true;
         self
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct RoundData {
     pub(crate) begun: Instant,
     /// When the way down or up has to be over.
     pub(crate) way_deadline: Instant,
+    /// Until when a restored life may be kept on one processor; nothing once it is not.
+    pub(crate) confined_until: Option<Instant>,
 }
 
 impl RoundData {

@@ -187,6 +187,11 @@ impl Engine for NativeEngine {
     }
 
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn spread(&self) {
+        crate::confined::spread();
+    }
+
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     fn settle(&self) {
         crate::resumed::settle();
     }

@@ -18,7 +18,7 @@ use crate::{
     arena::{Arena, ArenaVec},
     findings::ObstacleSink,
     freeze::ThreadState,
-    layout::{ActionRecord, PrivilegeRecord, ProcessRecord, SettingRecord, kernel, setting},
+    layout::{ActionRecord, PrivilegeRecord, ProcessRecord, SettingRecord, cpu, kernel, setting},
     text::FixedText,
 };
 
@@ -307,6 +307,16 @@ pub(crate) fn actions(arena: &Arena, freeze: (i32, signal::Action)) -> Result<&[
 /// Version of the running kernel, as [`kernel::version`] has it; 0 if it does not say.
 pub(crate) fn kernel_version() -> u32 {
     process::uname().map_or(0, |names| kernel::version(names.release.iter().map(|byte| *byte as u8)))
+}
+
+/// What the kernel was called when it was started, if it says so.
+pub(crate) fn boot_id() -> cpu::BootId {
+    let mut id = [0; size_of::<cpu::BootId>()];
+    if let Ok(file) = fs::open(cpu::BOOT_ID, libc::O_RDONLY | libc::O_CLOEXEC, 0) {
+        // All at once, or nothing.
+        let _ = fs::read(file.as_fd(), &mut id[..cpu::BOOT_ID_BYTES]);
+    }
+    id
 }
 
 /// Nanoseconds of a clock.

@@ -54,7 +54,7 @@ pub use trial::Trial;
 /// The first bytes of a [`Header`].
 pub const MAGIC: [u8; 8] = *b"\x89CRAC\r\n\x1a";
 /// The version of everything in this file. An image of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Where the engine looks for a hole for the zone first: between the areas that the kernel's address space randomisation
@@ -159,6 +159,7 @@ pub struct Header {
     /// Version of the kernel, see [`kernel::version`].
     pub kernel: u32,
     pub cpu: CpuRecord,
+    pub boot_id: cpu::BootId,
     pub vdso: VdsoRecord,
     pub privileges: PrivilegeRecord,
     pub process: ProcessRecord,
@@ -196,7 +197,7 @@ pub struct Header {
     /// XXH64 of every block of the page data, see [`block_of`].
     pub sums: Section,
 }
-const _: () = assert!(size_of::<Header>() == 784 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 824 && align_of::<Header>() == 8);
 const _: () = assert!(size_of::<Header>() as u64 <= PAGE);
 
 /// [`Header::clock`].
@@ -527,12 +528,14 @@ pub struct Handover {
     /// Whether page data were read, and nothing of them is mapped.
     pub eager: u32,
     pub reserved: u32,
+    /// The processors that the process may use, if it was bound to one of them for the time being; else none.
+    pub processors: [u64; 16],
 }
 /// Descriptors, 0 where there is none.
 pub type Listeners = [i32; LISTENERS_MAX];
 /// How many sockets a supervisor may hand over (sd_listen_fds(3)); those beyond are closed.
 pub const LISTENERS_MAX: usize = 16;
-const _: () = assert!(size_of::<Handover>() == 80 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
+const _: () = assert!(size_of::<Handover>() == 208 + 4 * LISTENERS_MAX + 8 * Step::COUNT && align_of::<Handover>() == 8);
 
 macro_rules! steps {
     ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {

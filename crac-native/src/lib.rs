@@ -57,6 +57,8 @@ mod beside;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod capture;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod confined;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod descriptors;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod exec;

@@ -105,7 +105,7 @@ impl Drop for Inside {
     }
 }
 
-fn answer(result: Result<(), Errno>) -> i32 {
+pub(crate) fn answer(result: Result<(), Errno>) -> i32 {
     match result {
         Ok(()) => 0,
         Err(errno) => {

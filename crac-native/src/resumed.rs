@@ -24,7 +24,7 @@ use crate::{
         offset::{self, Offset, Readings},
         shim,
     },
-    freeze,
+    confined, freeze,
     layout::{Handover, Header, RunRecord, Section, SettingRecord, Step, ThreadRecord, clock, downtime, trial},
     madvise, owners, settings,
     text::FixedText,
@@ -51,7 +51,9 @@ pub(crate) fn take_over(
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
     let handover = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
     // SAFETY: the stub has written the record there.
-    let is_eager = unsafe { handover.read() }.eager != 0;
+    let handover = unsafe { handover.read() };
+    let is_eager = handover.eager != 0;
+    let processors = confined::begin(&handover);
     let runs = if is_eager { &[] } else { runs };
     let installed = if header.trial.kind == trial::RESUME { Err(Errno::new(libc::EIO)) } else { madvise::install(runs) };
     if let Err(errno) = installed {
@@ -62,7 +64,7 @@ pub(crate) fn take_over(
     let settings = unsafe { table::<SettingRecord>(header_at, header.settings) };
     // SAFETY: as above.
     let threads = unsafe { table::<ThreadRecord>(header_at, header.threads) };
-    settings::begin_life(settings, threads.first().map_or(0, |main| main.tid));
+    settings::begin_life(settings, threads.first().map_or(0, |main| main.tid), processors);
     // SAFETY: as above.
     let held = unsafe { table::<u64>(header_at, header.owners) };
     let held = held.split(|address| *address == 0).next().unwrap_or_default();

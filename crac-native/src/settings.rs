@@ -12,7 +12,10 @@ use std::{
 };
 
 use crac_core::ObstacleKind;
-use crac_sys::{Errno, fs, process};
+use crac_sys::{
+    Errno, fs,
+    process::{self, Processors},
+};
 
 use crate::{
     arena::ArenaVec,
@@ -77,12 +80,17 @@ fn remember(row: &Row, is_wanted: impl Fn(usize) -> bool) {
 }
 
 /// In a restored life: what it was started with is what whoever restored it has, but for the settings that were brought back.
-pub(crate) fn begin_life(settings: &[SettingRecord], main: i32) {
+/// `processors` are those that the process may use, if it is bound to fewer for the time being.
+pub(crate) fn begin_life(settings: &[SettingRecord], main: i32, processors: Option<Processors>) {
     let brought_back = |kind: u32, first: Option<u64>| {
         let mut own = settings.iter().filter(|record| [0, main].contains(&record.tid) && record.kind == kind);
         own.any(|record| first.is_none_or(|first| record.values[0] == first))
     };
-    remember(&now(), |word| match word {
+    let mut now = now();
+    if let (Some(processors), Some(place)) = (processors, now.get_mut(at::AFFINITY..at::SCHEDULE)) {
+        place.copy_from_slice(&processors);
+    }
+    remember(&now, |word| match word {
         at::LIMITS..at::AFFINITY => !brought_back(setting::LIMIT, Some((word as u64 - at::LIMITS as u64) / 2)),
         at::AFFINITY..at::SCHEDULE => !brought_back(setting::AFFINITY, None),
         at::SCHEDULE..at::IO_PRIORITY => !brought_back(setting::SCHEDULE, None),

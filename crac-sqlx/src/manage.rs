@@ -91,10 +91,10 @@ fn manage_if<DB: Database>(context: Option<&Context>, pool: &sqlx::Pool<DB>) -> 
     let registration = context.map(|context| {
         let name = format!("sqlx pool {}", name_of(pool));
         let explained = pool.clone();
-        let options = ResourceOptions::new(name)
-            .phase(Phase::Egress)
-            .concurrent(true)
-            .explain(move || format!("{} connections or transactions are still checked out or were made anew", explained.size()));
+        let options =
+            ResourceOptions::new(name).phase(Phase::Egress).concurrent(true).brief().explain(move || {
+                format!("{} connections or transactions are still checked out or were made anew", explained.size())
+            });
         context.register(options, Emptied { pool: pool.clone(), runtime: Handle::current() })
     });
     Ok(Managed { registration })

@@ -326,12 +326,27 @@ pub fn schedule(tid: i32) -> Result<Schedule> {
     Ok(schedule)
 }
 
-/// The processors the thread `tid` may run on (`sched_getaffinity(2)`), as a mask of 1024.
-pub fn affinity(tid: i32) -> Result<[u64; 16]> {
+/// Processors, one bit each.
+pub type Processors = [u64; 16];
+
+/// The processors the thread `tid` may run on (`sched_getaffinity(2)`), the calling one's for 0.
+pub fn affinity(tid: i32) -> Result<Processors> {
     let mut mask = [0_u64; 16];
     // SAFETY: the call stores at most as many bytes as it is told.
     unsafe { syscall(libc::SYS_sched_getaffinity, [tid as usize, size_of_val(&mask), mask.as_mut_ptr() as usize, 0, 0, 0]) }?;
     Ok(mask)
+}
+
+/// The same for a mask of any size; how many bytes the kernel has filled.
+pub fn affinity_into(tid: i32, mask: &mut [u8]) -> Result<usize> {
+    // SAFETY: the call stores at most as many bytes as it is told.
+    unsafe { syscall(libc::SYS_sched_getaffinity, [tid as usize, mask.len(), mask.as_mut_ptr() as usize, 0, 0, 0]) }
+}
+
+/// Sets the processors the thread `tid` may run on (`sched_setaffinity(2)`).
+pub fn set_affinity(tid: i32, mask: &Processors) -> Result<()> {
+    // SAFETY: the call reads as many bytes as it is told, all of which are the mask's.
+    unsafe { syscall(libc::SYS_sched_setaffinity, [tid as usize, size_of_val(mask), mask.as_ptr() as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// The I/O priority of the thread `tid` (`ioprio_get(2)`).

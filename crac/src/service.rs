@@ -112,8 +112,8 @@ struct Triggers {
 impl Triggers {
     fn start(settings: &Settings, context: &Context, runtime: &AnyRuntime) -> Result<Self, StartError> {
         let control = settings.control.then(|| crac_tokio::control::serve(context, None)).and_then(|served| {
-            // A service is worth running without it; the command will say that it finds no such service.
-            served.inspect_err(|error| tracing::warn!(%error, "the control socket is not served")).ok()
+            // A service is worth running without it. Nobody listens to `tracing` before the body runs.
+            served.inspect_err(|error| eprintln!("crac: the control socket is not served: {error}")).ok()
         });
         let mut tasks = Vec::new();
         if let Some(name) = &settings.checkpoint_signal {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::unix::fs::PermissionsExt};
 
 use crac_testing::{
     http::{self, NoAnswer},
@@ -227,4 +227,48 @@ fn a_check_finds_nothing_and_takes_nothing() {
     assert!(!lab.file("web-server.crac").exists());
     let unknown = lab.crac(["check", "nobody-of-that-name"]);
     assert_eq!(unknown.status.code(), Some(3), "{}", text(&unknown.stderr));
+}
+
+/// Before the program has told where its log goes.
+#[test]
+fn a_service_without_a_control_socket_says_so_and_serves() {
+    let lab = Lab::new();
+    std::fs::set_permissions(lab.file("run"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let service = lab.web_server(&[]);
+    service.get("/");
+    wait_until("it has said so", || service.output().contains("the control socket is not served").then_some(()));
+    assert!(service.output().contains("set CRAC_RUN_DIR to a directory of your own with mode 0700"), "{}", service.output());
+}
+
+/// The processors that the threads of a process may run on, each set once.
+fn processors(pid: u32) -> HashSet<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    // A thread may end meanwhile.
+    let texts = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let line = |text: String| text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned();
+    texts.map(line).collect()
+}
+
+/// It is restored on one, and has to have let go of it by then.
+#[test]
+fn a_life_that_serves_may_use_the_processors_of_whoever_restored_it() {
+    let lab = Lab::new();
+    let mut service = lab.web_server(&[]);
+    let all = processors(std::process::id());
+    for generation in 1..=2 {
+        assert_eq!(processors(service.pid()), all, "before restore {generation}");
+        let image = lab.file("web.crac");
+        checkpoint(&lab, &mut service, &image);
+        service = lab.restore(&image, &[]);
+        service.get("/");
+        wait_until("all threads may use all processors", || (processors(service.pid()) == all).then_some(()));
+    }
+    let image = lab.file("web.crac");
+    checkpoint(&lab, &mut service, &image);
+    let first: u32 = all.iter().next().unwrap().split([',', '-']).next().unwrap().parse().unwrap();
+    let addr = crac_testing::lab::free_addr();
+    let mut command = lab.command("taskset");
+    command.args(["--cpu-list", &first.to_string()]).arg(&image).args(["--", "--listen", &addr.to_string()]);
+    let bound = crac_testing::lab::Service::start(command, addr).answering();
+    assert_eq!(processors(bound.pid()), HashSet::from([first.to_string()]), "it is not bound to what another life may use");
 }

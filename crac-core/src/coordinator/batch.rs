@@ -140,6 +140,9 @@ impl Coordinator {
             }
             return;
         }
+        if !entry.options.brief {
+            self.spread(round);
+        }
         let phase = entry.options.phase;
         round.advanced(match way {
             Way::Down => RoundProgress::Before { resource: name.clone(), phase },
@@ -190,7 +193,8 @@ impl Coordinator {
     /// Waits for the hooks in `running`, each within its deadline.
     fn wait(&mut self, way: Way, round: &mut RoundData, running: &mut HashMap<Token, Running>) -> bool {
         while let Some(first) = running.values().map(|hook| hook.deadline).min() {
-            match self.inbox.recv_timeout(first.saturating_duration_since(Instant::now())) {
+            let until = round.confined_until.map_or(first, |confined_until| confined_until.min(first));
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(Message::HookEnded { token, end, took }) => match running.remove(&token) {
                     Some(hook) => Self::ended(way, &hook.entry, end, took, round),
                     None => self.lingering.retain(|_, lingering| *lingering != token),
@@ -198,7 +202,10 @@ impl Coordinator {
                 Ok(Message::Request { request, recursive, answer, .. }) => {
                     self.answer_late_comer(round, request, recursive, answer)
                 }
-                Err(_) => self.give_up_late(way, round, running),
+                Err(_) => {
+                    self.spread(round);
+                    self.give_up_late(way, round, running);
+                }
             }
         }
         Instant::now() < round.way_deadline

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod at_once;
+mod spread;
 
 const LONG: Duration = Duration::from_secs(20);
 

@@ -206,6 +206,7 @@ impl<'a> Work<'a, '_> {
             page_size: PAGE_SIZE as u32,
             kernel,
             cpu: cpu::current(),
+            boot_id: facts::boot_id(),
             vdso: memory.vdso,
             privileges: seen.privileges,
             process,

@@ -5,6 +5,13 @@ use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use super::CpuRecord;
 
+/// The kernel's name for the time since it was started (random(4)), with zeros behind it; zeros alone if it does not say. On the kernel
+/// of the checkpoint the processor is the same, too, and need not be asked: in a virtual machine that is a trap into the hypervisor.
+pub type BootId = [u8; 40];
+/// Where it is, and how long.
+pub const BOOT_ID: &core::ffi::CStr = c"/proc/sys/kernel/random/boot_id";
+pub const BOOT_ID_BYTES: usize = 36;
+
 /// CPUID 1 ecx: the system has enabled XSAVE, so `xgetbv` may be used.
 const OSXSAVE: u32 = 1 << 27;
 

@@ -129,7 +129,7 @@ pub fn host(restore: &mut Restore) {
     if start.page_size != u64::from(header.page_size) {
         refuse(&[b"pages have another size here"]);
     }
-    if !cpu::fits(&header.cpu, &cpu::current()) {
+    if !is_same_boot(&header.boot_id) && !cpu::fits(&header.cpu, &cpu::current()) {
         refuse(&[b"this processor lacks features, or keeps registers, other than the one of the checkpoint"]);
     }
     let mut own = Vdso::recorded(&header.vdso);
@@ -156,6 +156,17 @@ pub fn host(restore: &mut Restore) {
         report::end(EXIT_START_COLD);
     }
     restore.vdso = own;
+}
+
+/// Whether the kernel is the very one that ran at the checkpoint: then the processor is, too.
+fn is_same_boot(recorded: &cpu::BootId) -> bool {
+    let Ok(fd) = syscall!(sys::SYS_OPENAT, sys::AT_FDCWD, cpu::BOOT_ID.as_ptr(), sys::O_RDONLY | sys::O_CLOEXEC, 0) else {
+        return false;
+    };
+    let mut here = [0; size_of::<cpu::BootId>()];
+    let filled = syscall!(sys::SYS_READ, fd, here.as_mut_ptr(), cpu::BOOT_ID_BYTES);
+    close(fd as i32);
+    filled == Ok(cpu::BOOT_ID_BYTES) && here == *recorded
 }
 
 /// The release of the running kernel, as `uname(2)` has it.

@@ -97,11 +97,13 @@ extern "C" fn main(start: *const usize) -> ! {
     let start = check::Start::read(start);
     let mut restore = check::open(boot, start);
     trial::begin(restore.header.trial);
+    let processors = settings::confine(&restore);
     check::host(&mut restore);
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);
-    let mut handover = Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.eager), ..Handover::default() };
+    let mut handover =
+        Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.eager), processors, ..Handover::default() };
     if restore.header.clock == layout::clock::TIME_NAMESPACE {
         time_namespace::enter(&restore, &mut handover);
     }

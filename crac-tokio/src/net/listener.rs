@@ -111,7 +111,8 @@ impl TcpListener {
             Arc::new(Shared { socket: Socket::new(listener)?, on_restore: Mutex::default(), serves: AtomicBool::new(false) });
         let addr = shared.socket.addr();
         let registrations = context.map(|context| {
-            let options = |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true);
+            let options =
+                |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true).brief();
             vec![
                 context.register(options("last call of", Phase::Egress).only_before(), LastCall(shared.clone())),
                 context.register(options("listener", Phase::Ingress).begin_at_once(), Ingress(shared.clone())),

@@ -84,7 +84,8 @@ impl UdpSocket {
             runtime: Handle::current(),
         });
         let registrations = context.map(|context| {
-            let options = |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true);
+            let options =
+                |what: &str, phase| ResourceOptions::new(format!("{what} {addr}")).phase(phase).concurrent(true).brief();
             vec![
                 context.register(options("sending from", Phase::Egress), Sending(shared.clone())),
                 context.register(options("udp socket", Phase::Ingress), Receiving(shared.clone())),

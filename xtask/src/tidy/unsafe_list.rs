@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/src/capture/write.rs", "replaces the process by its image"),
     ("crac-native/src/clock/layer.rs", "changes the text of the C library, and calls it to see that it worked"),
     ("crac-native/src/clock/shim.rs", "stands between the C library and the kernel"),
+    ("crac-native/src/confined.rs", "replaces a function of the C library"),
     ("crac-native/src/exec.rs", "calls execve without the C library, while every other thread is stopped"),
     ("crac-native/src/freeze.rs", "installs a signal handler, and shares slots with it"),
     ("crac-native/src/freeze/", "is a signal handler, and reads the kernel's state of a thread"),
