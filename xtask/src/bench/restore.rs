@@ -248,8 +248,10 @@ fn images(sizes: &[Size]) -> Section {
     };
     let text = format!(
         "From the beginning of the capture until the image is durable and the service has ended. *Plain write* is what writing as many \
-         bytes to a file of the same file system and `fsync` take, as `dd conv=fsync` does, each time right behind the \
-         checkpoint.\n\n{}",
+         bytes to a file of the same file system and `fsync` take, as `dd conv=fsync` does, in turn right behind \
+         and right before the checkpoint: a virtual machine may have given memory that was free back to its host, and whoever is the \
+         first to fill it with a file waits for the host (512 MiB took 2.05 s the first and 0.17 s the second time, on one \
+         such machine).\n\n{}",
         table(head, &rows)
     );
     let ratio = by_size(sizes, |size| times(&size.native_image.took, &size.native_image.plain_write));

@@ -208,11 +208,23 @@ impl Images {
         let (mut service, timed) = time(cold, command, addr, self.asked()).map_err(|what| anyhow!(what))?;
         cold.add(Ok(timed));
         self.pid = service.pid();
+        // Whoever writes second may find memory there that the first had to fetch from the host. How much is not known the first time.
+        let is_second = self.taken.took.len().is_multiple_of(2);
+        if !is_second {
+            self.write_plainly()?;
+        }
         let said = self.checkpoint(&path).inspect_err(|_| self.taken.failed += 1)?;
         ensure!(service.wait().success(), "the service did not end well after its checkpoint:\n{}", service.output());
         let number = |name: &str| said[name].as_u64().with_context(|| format!("`{name}` is missing in {said}"));
         self.taken.took.add(Duration::from_micros(number("elapsed_us")?));
         self.taken.bytes = number("bytes")?;
+        if is_second {
+            self.write_plainly()?;
+        }
+        Ok(())
+    }
+
+    fn write_plainly(&mut self) -> Result<()> {
         self.taken.plain_write.add(plain_write(&self.lab.file("plain"), self.taken.bytes)?);
         Ok(())
     }
