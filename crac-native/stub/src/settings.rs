@@ -17,6 +17,7 @@ const PR_SET_TIMERSLACK: usize = 29;
 const PR_SET_MDWE: usize = 65;
 const PR_GET_MDWE: usize = 66;
 const IOPRIO_WHO_PROCESS: usize = 1;
+const SCHED_OTHER: usize = 0;
 const MASK_WORDS: usize = 16;
 
 /// The settings of one thread; of the process for 0.
@@ -71,14 +72,17 @@ pub fn check(restore: &Restore, refuse: &mut dyn FnMut(&[&[u8]])) {
 /// it stays as it is. Best done first: whatever has run elsewhere has left something there.
 ///
 /// Threads that only wake each other are fastest on one processor: on several, each wake-up, and each page that is copied while
-/// another thread runs, interrupts another processor. Many threads have more to do than that, and eager restores read in parallel.
+/// another thread runs, interrupts another processor. Many threads have more to do than that, eager restores read in parallel, and
+/// threads that are scheduled in real time may leave nothing to the others.
 pub fn confine(restore: &Restore) -> [u64; MASK_WORDS] {
     const THREADS_MAX: u64 = 64;
     let (mut own, mut processor) = ([0_u64; MASK_WORDS], 0_u32);
     let asked = syscall!(sys::SYS_SCHED_GETAFFINITY, 0, size_of_val(&own), own.as_mut_ptr());
+    let schedules = restore.table::<SettingRecord>(restore.header.settings).iter().any(|record| record.kind == setting::SCHEDULE);
+    let is_ordinary = !schedules && syscall!(sys::SYS_SCHED_GETSCHEDULER, 0) == Ok(SCHED_OTHER);
     let has_one = own.iter().map(|word| word.count_ones()).sum::<u32>() < 2;
     let located = syscall!(sys::SYS_GETCPU, &raw mut processor, 0, 0);
-    if restore.eager || threads(restore) > THREADS_MAX || asked.is_err() || located.is_err() || has_one {
+    if restore.eager || threads(restore) > THREADS_MAX || !is_ordinary || asked.is_err() || located.is_err() || has_one {
         return [0; MASK_WORDS];
     }
     let mut one = [0_u64; MASK_WORDS];

@@ -138,6 +138,7 @@ pub const SYS_SCHED_SETAFFINITY: usize = 203;
 pub const SYS_SCHED_GETAFFINITY: usize = 204;
 pub const SYS_IOPRIO_SET: usize = 251;
 pub const SYS_SCHED_SETATTR: usize = 314;
+pub const SYS_SCHED_GETSCHEDULER: usize = 145;
 pub const SYS_GETCPU: usize = 309;
 pub const SYS_MLOCK2: usize = 325;
 
