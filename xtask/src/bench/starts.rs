@@ -112,7 +112,7 @@ pub(super) fn floor(plan: &Plan, lab: &Lab, so_far: &Way) -> Result<Timed, Strin
     let addr = free_addr();
     let mut command = lab.command(&plan.floor);
     command.arg(addr.to_string());
-    Ok(time(so_far, command, addr, Asked::Once)?.1)
+    Ok(time(lab, so_far, &command, addr, Asked::Once)?.1)
 }
 
 /// What is asked of a service before it is ended.
@@ -124,24 +124,48 @@ enum Asked {
     All,
 }
 
-/// Starts a service and times it. The client keeps quiet for half of what the fastest run so far took.
-fn time(so_far: &Way, command: Command, addr: SocketAddr, asked: Asked) -> Result<(Service, Timed), String> {
-    let begun = Instant::now();
-    let (service, first) = Service::try_timed_after(so_far.first.min() / 2, command, addr, "/")?;
-    let mut timed = Timed { first, hundredth: None, all: None, fetched: 0 };
+/// Starts a service in `lab` and times it, from the moment in which its program is executed. The client keeps quiet for half of what
+/// the fastest run so far took.
+fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Asked) -> Result<(Service, Timed), String> {
+    let note = lab.file("begun");
+    let command = noting(lab, &note, command);
+    let (service, _) = Service::try_timed_after(so_far.first.min() / 2, command, addr, "/")?;
+    let answered = now();
+    let begun = std::fs::read_to_string(&note).ok().and_then(|text| Some(Duration::from_nanos(text.parse().ok()?)));
+    let begun = begun.ok_or_else(|| format!("`begin` has left nothing in {}", note.display()))?;
+    let since = |now: Duration| now.saturating_sub(begun);
+    let mut timed = Timed { first: since(answered), hundredth: None, all: None, fetched: 0 };
     if asked != Asked::Once {
         ask_again(addr).map_err(|error| format!("{error:?}"))?;
-        timed.hundredth = Some(begun.elapsed());
+        timed.hundredth = Some(since(now()));
     }
     if asked == Asked::All {
         let read = http::exchange(addr, "GET", "/warm", "").map_err(|error| format!("{error:?}"))?;
-        timed.all = Some(begun.elapsed());
+        timed.all = Some(since(now()));
         if read.status != 200 {
             return Err(format!("/warm: {read:?}"));
         }
     }
     timed.fetched = fetched(service.pid());
     Ok((service, timed))
+}
+
+/// `command` behind `begin` (`benches/src/bin/begin.rs`), which leaves in `note` when it executed it.
+fn noting(lab: &Lab, note: &Path, command: &Command) -> Command {
+    let mut noting = lab.command(program("begin"));
+    noting.arg(note).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => noting.env(name, value),
+            None => noting.env_remove(name),
+        };
+    }
+    noting
+}
+
+/// By the clock that `begin` uses.
+fn now() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)).unwrap_or_default()
 }
 
 fn ask_again(addr: SocketAddr) -> Result<(), NoAnswer> {
@@ -205,7 +229,7 @@ impl Images {
         if let Some(criu) = &self.criu {
             command.env("CRAC_ENGINE", "criu").env("CRAC_CRIU_PATH", criu);
         }
-        let (mut service, timed) = time(cold, command, addr, self.asked()).map_err(|what| anyhow!(what))?;
+        let (mut service, timed) = time(&self.lab, cold, &command, addr, self.asked()).map_err(|what| anyhow!(what))?;
         cold.add(Ok(timed));
         self.pid = service.pid();
         // Whoever writes second may find memory there that the first had to fetch from the host. How much is not known the first time.
@@ -243,12 +267,12 @@ impl Images {
         let addr = free_addr();
         let Some(criu) = &self.criu else {
             let command = self.program.again(self.lab.command(self.path()), addr);
-            return Ok(time(so_far, command, addr, self.asked())?.1);
+            return Ok(time(&self.lab, so_far, &command, addr, self.asked())?.1);
         };
         let mut command = self.lab.command(program("crac"));
         command.arg("restore").arg(self.path()).env("CRAC_CRIU_PATH", criu);
         let command = self.program.again(command, addr);
-        let timed = time(so_far, command, addr, self.asked()).map(|(_, timed)| timed);
+        let timed = time(&self.lab, so_far, &command, addr, self.asked()).map(|(_, timed)| timed);
         // Its process id is needed again, and it ends a moment after the command that has restored it.
         wait_until("the process id is free", || (!Path::new(&format!("/proc/{}", self.pid)).exists()).then_some(()));
         timed
