@@ -265,7 +265,7 @@ pub(super) fn method() -> String {
         "The service is `examples/web-server` with so many MiB of warmed-up state in memory and a SQLite database, to which a restored life \
          reconnects before it answers. *Native* executes the image; *CRIU* is `crac restore` of an image that CRIU took of the same \
          service. *Cold start* is the service without an image: it warms the state up. *Floor* is a static program that binds, answers, and does nothing else. \
-         Times run from the moment in which the program is executed (noted by the one that executes it, `benches/src/bin/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after half of what the \
+         Times run from the moment in which the program is executed (noted by the one that executes it, `benches/src/bin/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after three quarters of what the \
          fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of the state.\n\n\
          In turn: a start and a checkpoint by each engine, one restore by each that is not counted, then floor, native, CRIU, floor, \
          native ..., then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn way(ms: u64) -> Way {
-        Way { first: runs(ms), hundredth: runs(ms + 1), all: runs(ms + 2), failed: 0 }
+        Way { first: runs(ms), hundredth: runs(ms + 1), all: runs(ms + 2), ..Way::default() }
     }
 
     fn size(mib: usize, native: u64, criu: u64) -> Size {

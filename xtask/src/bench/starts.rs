@@ -69,6 +69,8 @@ impl Program {
 /// One way to start a service, over several runs: times from the start of the process.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Way {
+    /// See [`Timed::made`].
+    made: Runs,
     /// Until the first answer.
     pub(super) first: Runs,
     /// Until the hundredth.
@@ -82,6 +84,8 @@ pub(super) struct Way {
 /// Times of one start.
 #[derive(Debug)]
 pub(super) struct Timed {
+    /// Until its program was executed, before the other times begin.
+    made: Duration,
     pub(super) first: Duration,
     /// Nothing from a program that does nothing but answer once.
     pub(super) hundredth: Option<Duration>,
@@ -95,6 +99,7 @@ impl Way {
     pub(super) fn add(&mut self, timed: Result<Timed, String>) {
         match timed {
             Ok(timed) => {
+                self.made.add(timed.made);
                 self.first.add(timed.first);
                 timed.hundredth.into_iter().for_each(|time| self.hundredth.add(time));
                 timed.all.into_iter().for_each(|time| self.all.add(time));
@@ -124,17 +129,19 @@ enum Asked {
     All,
 }
 
-/// Starts a service in `lab` and times it, from the moment in which its program is executed. The client keeps quiet for half of what
-/// the fastest run so far took.
+/// Starts a service in `lab` and times it, from the moment in which its program is executed. The client keeps quiet for three
+/// quarters of what the fastest run so far took: to ask takes time of a processor.
 fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Asked) -> Result<(Service, Timed), String> {
     let note = lab.file("begun");
     let command = noting(lab, &note, command);
-    let (service, _) = Service::try_timed_after(so_far.first.min() / 2, command, addr, "/")?;
+    let started = now();
+    let quiet = so_far.made.min() + so_far.first.min() * 3 / 4;
+    let (service, _) = Service::try_timed_after(quiet, command, addr, "/")?;
     let answered = now();
     let begun = std::fs::read_to_string(&note).ok().and_then(|text| Some(Duration::from_nanos(text.parse().ok()?)));
     let begun = begun.ok_or_else(|| format!("`begin` has left nothing in {}", note.display()))?;
     let since = |now: Duration| now.saturating_sub(begun);
-    let mut timed = Timed { first: since(answered), hundredth: None, all: None, fetched: 0 };
+    let mut timed = Timed { made: begun.saturating_sub(started), first: since(answered), hundredth: None, all: None, fetched: 0 };
     if asked != Asked::Once {
         ask_again(addr).map_err(|error| format!("{error:?}"))?;
         timed.hundredth = Some(since(now()));
@@ -344,7 +351,7 @@ mod tests {
     fn a_failed_start_is_counted_and_nothing_else() {
         let mut way = Way::default();
         way.add(Err("no".to_owned()));
-        way.add(Ok(Timed { first: Duration::from_millis(1), hundredth: None, all: None, fetched: 0 }));
+        way.add(Ok(Timed { made: Duration::ZERO, first: Duration::from_millis(1), hundredth: None, all: None, fetched: 0 }));
         assert_eq!((way.failed, way.first.len(), way.all.len()), (1, 1, 0));
     }
 
