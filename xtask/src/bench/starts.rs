@@ -70,7 +70,7 @@ impl Program {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Way {
     /// See [`Timed::made`].
-    made: Runs,
+    pub(super) made: Runs,
     /// Until the first answer.
     pub(super) first: Runs,
     /// Until the hundredth.
