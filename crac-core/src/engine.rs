@@ -24,7 +24,8 @@ use crate::{
 ///   Every attached runtime is held meanwhile. It may block.
 /// * It returns **twice** where the mechanism does so: [`Captured::Original`] or [`Captured::Underway`] in the process that was
 ///   captured, [`Captured::Restored`] in each process that comes back. A mechanism that ends the original (`Mode::Exit`, `Mode::Become`)
-///   returns only in the restored life.
+///   returns only in the restored life. Whoever gets that calls [`spread`](Engine::spread) and [`settle`](Engine::settle), as the
+///   coordinator does.
 /// * An error means that nothing has changed: the original runs on as before, no partial image is left at the target path.
 /// * All obstacles are found before anything is touched and are returned together ([`EngineError::Refused`]).
 /// * With [`Mode::Rehearse`] everything up to the plan is done and nothing is captured.

@@ -30,6 +30,7 @@ use crate::{
     arch::{self, Resume},
     arena::Arena,
     beside::{Beside, Copy, Progress, Reporter},
+    confined,
     engine::Options,
     exec,
     facts::{self, Problem},
@@ -61,6 +62,7 @@ pub(crate) fn capture<B: Send + 'static>(
     let failed = |what: &'static str| move |errno: Errno| failure((what, errno));
     let began = facts::now();
     // Nobody may have told the engine so far.
+    confined::spread();
     resumed::settle();
     let mut stub = Stub::load().ok_or_else(|| EngineError::Failed {
         what: "the restorer stub built into this program is not of the expected form".into(),

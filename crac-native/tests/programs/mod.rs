@@ -144,7 +144,10 @@ fn lives(mut check: impl FnMut(u64)) {
         };
         match captured {
             Ok(Captured::Underway(_)) => unreachable!("it was waited for"),
-            Ok(Captured::Restored(restoration)) => life = Some(restoration),
+            Ok(Captured::Restored(restoration)) => {
+                engine.spread();
+                life = Some(restoration);
+            }
             Ok(Captured::Original(report)) => {
                 let names: Vec<_> = report.stages.iter().map(|stage| stage.name.as_str()).collect();
                 println!("original {} {names:?}", report.bytes);

@@ -151,7 +151,10 @@ fn program() {
         let Some(image) = image else { std::process::exit(0) };
         let metadata = ImageMetadata::new("allocators", ImageId([generation as u8; 16]), generation, None);
         match engine.capture(CaptureRequest::new(image, Mode::Exit, metadata, &policy)) {
-            Ok(Captured::Restored(restored)) => life = Some(restored),
+            Ok(Captured::Restored(restored)) => {
+                engine.spread();
+                life = Some(restored);
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -100,7 +100,10 @@ fn program() {
         };
         let metadata = ImageMetadata::new("generations", ImageId([generation as u8; 16]), generation, None);
         match engine.capture(CaptureRequest::new(image.unwrap(), Mode::Exit, metadata, &policy)) {
-            Ok(Captured::Restored(restored)) => life = Some(restored),
+            Ok(Captured::Restored(restored)) => {
+                engine.spread();
+                life = Some(restored);
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -146,6 +146,7 @@ impl Lives {
         let metadata = ImageMetadata::new("programs", ImageId([generation as u8; 16]), generation, None);
         match self.engine.capture(CaptureRequest::new(path.clone(), mode, metadata, &self.policy)) {
             Ok(Captured::Restored(life)) => {
+                self.engine.spread();
                 if life.args.get(1).is_some_and(|argument| argument == END) && image == "copy" {
                     look(Life::Restored);
                     self.end();
