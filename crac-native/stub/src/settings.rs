@@ -72,13 +72,14 @@ pub fn check(restore: &Restore, refuse: &mut dyn FnMut(&[&[u8]])) {
 /// it stays as it is. Best done first: whatever has run elsewhere has left something there.
 ///
 /// Threads that only wake each other are fastest on one processor: on several, each wake-up, and each page that is copied while
-/// another thread runs, interrupts another processor. Many threads have more to do than that, eager restores read in parallel, and
-/// threads that are scheduled in real time may leave nothing to the others.
+/// another thread runs, interrupts another processor. Many threads have more to do than that, eager restores read in parallel,
+/// threads that are scheduled in real time may leave nothing to the others, and a service that has bound threads has its reasons.
 pub fn confine(restore: &Restore) -> [u64; MASK_WORDS] {
     const THREADS_MAX: u64 = 64;
     let (mut own, mut processor) = ([0_u64; MASK_WORDS], 0_u32);
     let asked = syscall!(sys::SYS_SCHED_GETAFFINITY, 0, size_of_val(&own), own.as_mut_ptr());
-    let schedules = restore.table::<SettingRecord>(restore.header.settings).iter().any(|record| record.kind == setting::SCHEDULE);
+    let mut records = restore.table::<SettingRecord>(restore.header.settings).iter();
+    let schedules = records.any(|record| [setting::SCHEDULE, setting::AFFINITY].contains(&record.kind));
     let is_ordinary = !schedules && syscall!(sys::SYS_SCHED_GETSCHEDULER, 0) == Ok(SCHED_OTHER);
     let has_one = own.iter().map(|word| word.count_ones()).sum::<u32>() < 2;
     let located = syscall!(sys::SYS_GETCPU, &raw mut processor, 0, 0);
