@@ -177,7 +177,9 @@ impl Station {
     }
 
     fn call(&self) {
-        lock(&self.inner).standing.iter().for_each(|standing| standing.handle.unpark());
+        // Not with the lock held: who is woken on this very processor runs at once, and wants it.
+        let standing: Vec<Thread> = lock(&self.inner).standing.iter().map(|standing| standing.handle.clone()).collect();
+        standing.iter().for_each(Thread::unpark);
     }
 }
 
