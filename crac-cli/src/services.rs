@@ -20,6 +20,10 @@ use crate::{
 /// How long a service may take to say what it is doing.
 const STATUS_MAX: Duration = Duration::from_secs(5);
 
+/// How long a process that is there may take until it can be asked, and how often that is tried.
+const ASKABLE_MAX: Duration = Duration::from_secs(1);
+const ASKABLE_LOOK: Duration = Duration::from_millis(5);
+
 /// Which service is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -66,18 +70,27 @@ pub(crate) struct Found {
     pub(crate) status: Result<Status, TalkError>,
 }
 
-/// The one service that is meant by `target`.
+/// The one service that is meant by `target`. A process that is there and cannot be asked is waited for, for a second: a life that was
+/// restored a moment ago serves before it opens its control socket.
 ///
 /// # Errors
 ///
 /// If there is none, more than one, or it does not answer.
 pub(crate) fn find(target: &Target) -> Result<(Endpoint, Status), Failure> {
     let dirs = run_dirs();
-    let mut endpoints = endpoints(&dirs);
-    if let Target::Pid(pid) = target {
-        endpoints.retain(|endpoint| endpoint.pid == *pid);
+    let deadline = Instant::now() + ASKABLE_MAX;
+    loop {
+        let mut endpoints = endpoints(&dirs);
+        if let Target::Pid(pid) = target {
+            endpoints.retain(|endpoint| endpoint.pid == *pid);
+        }
+        let found = ask_all(endpoints);
+        let may_come = matches!(target, Target::Pid(pid) if found.is_empty() && Path::new(&format!("/proc/{pid}")).exists());
+        if !may_come || Instant::now() >= deadline {
+            return choose(target, found, &dirs);
+        }
+        std::thread::park_timeout(ASKABLE_LOOK);
     }
-    choose(target, ask_all(endpoints), &dirs)
 }
 
 /// Every service here that listens, by process id.
