@@ -152,7 +152,7 @@ impl ResourceOptions {
     }
 
     /// Says that `after_restore` needs little of a processor, and starts neither processes nor pools of threads: it may then run while the
-    /// engine keeps the restored life on one processor ([`Engine::spread`](crate::Engine::spread)), as all do that come with crac.
+    /// engine keeps the restored life on one processor ([`Engine::spread`](crate::Engine::spread)), as crac's sockets and pools do.
     pub fn brief(mut self) -> Self {
         self.brief = true;
         self

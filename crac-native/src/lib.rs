@@ -25,8 +25,8 @@
 //!   back. See the obstacle [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw). It defines `sched_getaffinity`, too, for the few
 //!   milliseconds in which a restored life is on one processor ([`Engine::spread`](crac_core::Engine::spread)).
 //! * An image is restored by the user it was captured as, with at least the same capabilities, on a kernel of the same version or
-//!   a later one (the same build, where its clocks are not continued by a proxy), on a processor with the same features. Everything else is refused before anything is touched, with an exit status that says
-//!   so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
+//!   a later one (the same build, where its clocks are not continued by a proxy), on a processor with the same features. Everything
+//!   else is refused before anything is touched, with an exit status that says so: [`EXIT_START_COLD`], [`EXIT_UNTRUSTED`].
 //! * The monotonic clocks go on from where they stood, on a host with any uptime, as [`Clock`] and [`Downtime`] say.
 //! * The image belongs to that user or to root and nobody else may write to it. It holds the memory of the service: treat it as
 //!   a secret.

@@ -127,10 +127,9 @@ impl<DB: Database> PoolBuilder<DB> {
         let registration = context.map(|context| {
             let name = self.name.unwrap_or_else(|| format!("sqlx pool {target}"));
             let explained = admission.clone();
-            let options =
-                ResourceOptions::new(name).phase(Phase::Egress).concurrent(true).brief().explain(move || explain(&explained));
-            // What the service says itself may block.
-            let options = if self.retarget.is_none() { options.begin_at_once() } else { options };
+            let options = ResourceOptions::new(name).phase(Phase::Egress).concurrent(true).explain(move || explain(&explained));
+            // What the service says itself may block, and do anything.
+            let options = if self.retarget.is_none() { options.begin_at_once().brief() } else { options };
             let drain = Drain::new(admission.clone(), Handle::current(), self.options, target, self.retarget, lazy);
             context.register(options, drain)
         });

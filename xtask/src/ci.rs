@@ -4,7 +4,8 @@ use crate::workspace::{self, Package};
 use crate::{deny, fuzz, msrv, shell, soak, test, tidy};
 use anyhow::{Result, anyhow, bail};
 use std::{
-    path::PathBuf,
+    ffi::OsStr,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -117,30 +118,33 @@ fn loom() -> Result<()> {
 
 /// Builds each published crate from nothing but its package.
 fn package() -> Result<()> {
-    let packages = workspace::metadata()?.packages;
-    forget_packaged(&packages);
+    let metadata = workspace::metadata()?;
+    let packages = metadata.packages;
+    forget_packaged(&packages, &metadata.target_directory);
     let mut command = shell::cargo(["package", "--workspace", "--allow-dirty", "--quiet"]);
     let unpublished = packages.iter().filter(|package| !Package::is_published(package));
     command.args(unpublished.flat_map(|package| ["--exclude", &package.name]));
     shell::run(&mut command, DEADLINE)
 }
 
-/// Removes what cargo has unpacked of earlier packages. While it verifies one, the others come from a registry of its own below the
-/// target directory; and what it has once unpacked from there, it takes again for the same version.
-fn forget_packaged(packages: &[Package]) {
+/// Removes what cargo has unpacked of earlier packages, and what it has built of that. While it verifies one, the others come from a
+/// registry of its own below the target directory; and what it has once taken from there, it takes again for the same version.
+fn forget_packaged(packages: &[Package], target: &Path) {
+    let is_ours = |name: &OsStr| {
+        let name = name.to_str().unwrap_or_default();
+        packages.iter().any(|package| name.starts_with(&format!("{}-", package.name)))
+    };
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cargo")));
     let kinds = home.iter().flat_map(|home| ["src", "cache"].map(|kind| home.join("registry").join(kind)));
     let registries = kinds.filter_map(|kind| std::fs::read_dir(kind).ok()).flatten().flatten();
     // Those without a host are directories.
     let local = registries.filter(|registry| registry.file_name().as_encoded_bytes().starts_with(b"-"));
-    for entry in local.filter_map(|registry| std::fs::read_dir(registry.path()).ok()).flatten().flatten() {
-        let name = entry.file_name();
-        let is_ours = |package: &Package| name.to_str().is_some_and(|name| name.starts_with(&format!("{}-", package.name)));
-        if packages.iter().any(is_ours) {
-            // One of the two fails; should both, the verification says what is wrong.
-            let _ = std::fs::remove_dir_all(entry.path());
-            let _ = std::fs::remove_file(entry.path());
-        }
+    let built = std::fs::read_dir(target.join("debug/.fingerprint")).ok();
+    let unpacked = local.filter_map(|registry| std::fs::read_dir(registry.path()).ok());
+    for entry in unpacked.chain(built).flatten().flatten().filter(|entry| is_ours(&entry.file_name())) {
+        // One of the two fails; should both, the verification says what is wrong.
+        let _ = std::fs::remove_dir_all(entry.path());
+        let _ = std::fs::remove_file(entry.path());
     }
 }
 

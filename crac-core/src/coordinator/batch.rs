@@ -140,7 +140,8 @@ impl Coordinator {
             }
             return;
         }
-        if !entry.options.brief {
+        let is_late = round.confined_until.is_some_and(|until| until <= Instant::now());
+        if !entry.options.brief || is_late {
             self.spread(round);
         }
         let phase = entry.options.phase;
