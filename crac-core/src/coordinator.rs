@@ -32,6 +32,7 @@ mod batch;
 const SETTLE_LOOK: Duration = Duration::from_millis(20);
 
 /// For how long a restored life may be kept on one processor. What takes longer than this has more to do than to wake others.
+/// If its door is open before, the first requests have what is left of it for themselves.
 const CONFINED_MAX: Duration = Duration::from_millis(3);
 
 /// What the coordinator is told.
@@ -430,7 +431,21 @@ impl Coordinator {
         }
     }
 
+    /// Leaves the processor on which a restored life still is to the first requests, behind a door that has just been opened. What
+    /// is left of the round would run there before them, and more processors would have to be told of every page that they touch.
+    fn serve_first(round: &mut RoundData) {
+        let Some(until) = round.confined_until.filter(|_| round.lets_work_in()) else { return };
+        let begun = Instant::now();
+        // Whoever asks for a checkpoint meanwhile is answered when this round has been.
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            std::thread::park_timeout(left);
+        }
+        // What the round took is reported up to the open door.
+        round.begun += begun.elapsed();
+    }
+
     fn answer(&mut self, ending: Ending, round: &mut RoundData) {
+        Self::serve_first(round);
         self.spread(round);
         if ending == Ending::Restored {
             self.shared.engine.settle();

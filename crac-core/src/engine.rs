@@ -47,7 +47,8 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// Until then an engine may keep it on the one where it was restored: threads that do little but wake each other are
     /// faster there. Called on the coordinator's thread: before the first hook that is not [brief](crate::ResourceOptions::brief), when
-    /// hooks take longer than a few milliseconds, and at the latest when the door is open.
+    /// hooks take longer than a few milliseconds, at the latest behind the open door, where the first requests have what is left
+    /// of these milliseconds.
     fn spread(&self) {}
 
     /// Gives back what is left of a restore. Called in a restored life once its door is open, on the coordinator's thread, so that

@@ -14,7 +14,7 @@ use crate::{
     registry::Entry,
     report::{Failure, FailureKind, ResourceReport},
     request::{CheckpointError, CheckpointRequest, Completed},
-    resource::LeftOut,
+    resource::{LeftOut, Phase},
     seams::{Held, HostFacts, RoundProgress, RoundWatch, Sweeping, Trigger},
 };
 
@@ -77,6 +77,11 @@ impl RoundData {
         self.answers.push(answer);
         self.own_descriptors.extend(request.own_descriptors);
         self.watches.0.extend(request.watch);
+    }
+
+    /// Whether a resource is among those of the round that lets work in.
+    pub(crate) fn lets_work_in(&self) -> bool {
+        self.batches.iter().flatten().any(|entry| entry.options.phase == Phase::Ingress)
     }
 
     pub(crate) fn advanced(&self, progress: RoundProgress) {

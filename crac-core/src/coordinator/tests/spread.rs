@@ -82,3 +82,37 @@ fn a_restore_that_fails_gets_them_too() {
     let _ticket = context.request(CheckpointRequest::new(Mode::Exit));
     log.wait_for("spread");
 }
+
+/// Notes when a life came back, and when it was let go.
+struct Noting(SimEngine, Arc<Mutex<Vec<Instant>>>);
+
+impl crate::Engine for Noting {
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn capture(&self, request: CaptureRequest<'_>) -> Result<Captured, EngineError> {
+        let captured = self.0.capture(request);
+        lock(&self.1).push(Instant::now());
+        captured
+    }
+
+    fn spread(&self) {
+        lock(&self.1).push(Instant::now());
+    }
+}
+
+#[test]
+fn what_lets_work_in_has_the_rest_of_it_for_the_first_requests() {
+    let noted = Arc::new(Mutex::new(Vec::new()));
+    let engine = Arc::new(Noting(SimEngine::new(), noted.clone()));
+    let context = Context::builder("test", engine).build().unwrap();
+    let told = Told { name: "listener", log: Log::default(), before: Act::Well, after: Act::Well };
+    let _kept = context.register(ResourceOptions::new("listener").phase(Phase::Ingress).brief(), told);
+    let completed = context.request(CheckpointRequest::new(Mode::Exit)).wait(LONG).unwrap();
+    let Ok(Completed::Restored(_, report)) = completed else { panic!("{completed:?}") };
+    let noted = lock(&noted);
+    let [came_back, spread] = noted[..] else { panic!("{noted:?}") };
+    assert!(spread - came_back >= CONFINED_MAX, "{:?}", spread - came_back);
+    assert!(report.resources.iter().any(|resource| resource.name == "listener" && resource.after.is_some()));
+}
