@@ -23,6 +23,7 @@ pub(crate) fn run() -> Result<()> {
     if !shell::succeeds(&mut shell::command(&program, ["--version"])) {
         let mut install = shell::cargo(["install", "cargo-deny", "--locked", "--debug", "--no-default-features", "--quiet"]);
         install.args(["--version", VERSION, "--root"]).arg(&tools).arg("--target-dir").arg(tools.join("build"));
+        install.env("CARGO_PROFILE_DEV_DEBUG", "0");
         if let Err(error) = shell::run(&mut install, DEADLINE) {
             return test::skip("cargo-deny", &format!("{error:#}"));
         }

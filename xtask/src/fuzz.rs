@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use crac_testing::{lab::Lab, programs::take_from};
 
-use crate::{shell, workspace};
+use crate::{built, shell, workspace};
 
 /// The programs in `fuzz/fuzz_targets`.
 const TARGETS: [&str; 9] = ["image", "maps", "smaps", "fdinfo", "process", "net", "words", "control", "criu"];
@@ -73,7 +73,7 @@ fn one(name: &str, program: &Path, target: &Path, seconds: u32) -> Result<()> {
 
 /// Puts the front of a real image, everything before its page data, where the fuzzer begins.
 fn seed_images(corpus: &Path) -> Result<()> {
-    shell::run(&mut shell::cargo(["build", "--package", "crac-cli", "--package", "web-server"]), Duration::from_secs(20 * 60))?;
+    built::all()?;
     take_from(&workspace::metadata()?.target_directory.join("debug"));
     let lab = Lab::new();
     let mut service = lab.web_server(&["--warm-mib", "0"]);

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::initramfs::Initramfs;
-use crate::{debian::Suite, shell, test, workspace};
+use crate::{built, debian::Suite, shell, test, workspace};
 
 /// Suites of Debian: that with the oldest kernel that is tested, and a newer one.
 const SUITES: [&str; 2] = ["bookworm", "trixie"];
@@ -32,9 +32,6 @@ const QEMU: &str = "qemu-system-x86_64";
 
 /// All that happens in the machines, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
-
-/// Building everything.
-const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// Two halves, one for the images of each machine.
 const SHARED_BYTES: u64 = 256 << 20;
@@ -131,7 +128,7 @@ impl Kernel {
         if module.extension().is_some_and(|extension| extension == "xz") {
             let unpacked = File::create(kernel.module())?;
             let mut unpack = shell::command("xz", ["--decompress", "--stdout"]);
-            shell::run(unpack.arg(&module).stdout(unpacked), BUILD_DEADLINE)?;
+            shell::run(unpack.arg(&module).stdout(unpacked), DEADLINE)?;
         } else {
             fs::copy(&module, kernel.module())?;
         }
@@ -156,20 +153,16 @@ fn find(directory: &Path, start: &str) -> Option<PathBuf> {
 
 /// Builds the programs and packs them with the libraries they need, for each kernel.
 fn pack(directory: &Path, kernels: &[Kernel]) -> Result<()> {
-    shell::run(&mut shell::cargo(["build", "--workspace", "--bins"]), BUILD_DEADLINE)?;
-    let built = workspace::metadata()?.target_directory.join("debug");
-    let tests = tests_built()?;
-    let test = |of: &str, name: &str| {
-        let found = tests.iter().find(|test| test.of == of && test.name == name).map(|test| test.path.clone());
-        found.with_context(|| format!("no test `{name}` of {of} was built"))
-    };
+    let tests = built::all()?;
+    let programs = workspace::metadata()?.target_directory.join("debug");
+    let test = |of: &str, name: &str| built::find(&tests, of, name);
     let mut packed = Initramfs::new(directory.join("stripped"))?;
-    packed.program("/init", &built.join("guest"))?;
+    packed.program("/init", &programs.join("guest"))?;
     for name in ["crac", "web-server"] {
-        packed.program(&format!("/bin/{name}"), &built.join(name))?;
+        packed.program(&format!("/bin/{name}"), &programs.join(name))?;
     }
-    packed.program(ROUND_TRIP, &test("crac-native", "round_trip")?)?;
-    packed.program(SUITE, &test("programs", "suite")?)?;
+    packed.program(ROUND_TRIP, test("crac-native", "round_trip")?)?;
+    packed.program(SUITE, test("programs", "suite")?)?;
     // Tools that the tests start.
     let path = std::env::var_os("PATH").unwrap_or_default();
     for name in ["setpriv", "prlimit", "true", "sh", "cp", "sleep", "kill", "unshare"] {
@@ -183,32 +176,6 @@ fn pack(directory: &Path, kernels: &[Kernel]) -> Result<()> {
         packed.write(&kernel.initramfs())?;
     }
     Ok(())
-}
-
-/// A test program of the workspace. Several crates have one of the same name.
-struct TestProgram {
-    /// The directory of its crate, without those above.
-    of: String,
-    name: String,
-    path: PathBuf,
-}
-
-impl TestProgram {
-    /// What a message of cargo's says, if it is about one.
-    fn of_message(message: &serde_json::Value) -> Option<Self> {
-        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-        let manifest = PathBuf::from(text(&message["manifest_path"])?);
-        let of = manifest.parent()?.file_name()?.to_str()?.to_owned();
-        let is_test = message["target"]["kind"][0] == "test";
-        is_test.then_some(Self { of, name: text(&message["target"]["name"])?, path: text(&message["executable"])?.into() })
-    }
-}
-
-fn tests_built() -> Result<Vec<TestProgram>> {
-    let mut command = shell::cargo(["test", "--workspace", "--no-run", "--quiet", "--message-format=json"]);
-    let messages = shell::output(&mut command)?;
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    Ok(messages.filter_map(|message| TestProgram::of_message(&message)).collect())
 }
 
 /// Starts a machine with each kernel and reads their verdicts.

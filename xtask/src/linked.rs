@@ -40,8 +40,10 @@ pub(crate) fn run(target: &Path, prefix: &[String]) -> Result<Vec<(String, Resul
         built(&mut command, "suite")
     };
     let host = host()?;
-    let fully = |package: &str, name: &str| {
-        let mut command = shell::cargo(["test", "--no-run", "--package", package, "--test", name]);
+    let fully = |name: &str| {
+        // Both at once, with the same dependencies.
+        let mut command = shell::cargo(["test", "--no-run", "--package", "crac-programs", "--package", "crac-native"]);
+        command.args(["--test", "suite", "--test", "round_trip"]);
         // A target of its own, so that what runs while it is built, such as macros, is linked as usual.
         command.args(["--target", &host, "--target-dir"]).arg(target.join("static")).args(MESSAGES);
         built(command.env("RUSTFLAGS", "-C target-feature=+crt-static"), name)
@@ -49,16 +51,8 @@ pub(crate) fn run(target: &Path, prefix: &[String]) -> Result<Vec<(String, Resul
     let all = [
         Linked { name: "programs at 2 MiB", program: fixed("0x200000")?, tests: &["memory::"] },
         Linked { name: "programs at 4 MiB", program: fixed("0x400000")?, tests: &["memory::", "threads::"] },
-        Linked {
-            name: "static programs",
-            program: fully("crac-programs", "suite")?,
-            tests: &["memory::", "threads::", "process::"],
-        },
-        Linked {
-            name: "clocks of static programs",
-            program: fully("crac-native", "round_trip")?,
-            tests: &["waits", "clock", "uptime"],
-        },
+        Linked { name: "static programs", program: fully("suite")?, tests: &["memory::", "threads::", "process::"] },
+        Linked { name: "clocks of static programs", program: fully("round_trip")?, tests: &["waits", "clock", "uptime"] },
     ];
     Ok(all.iter().map(|linked| (linked.name.to_owned(), linked.run(prefix))).collect())
 }

@@ -1,6 +1,7 @@
 //! Development tasks. `cargo xtask` without a task lists them.
 
 mod bench;
+mod built;
 mod ci;
 mod container;
 mod criu;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::shell;
+use crate::{built, shell, workspace};
 
 /// A round takes well under a second, on the slowest machine a few.
 const ROUND_DEADLINE: Duration = Duration::from_secs(5);
@@ -15,7 +15,8 @@ const ROUND_DEADLINE: Duration = Duration::from_secs(5);
 ///
 /// The first round that loses, doubles or breaks anything.
 pub(crate) fn run(rounds: u32) -> Result<()> {
-    shell::run(&mut shell::cargo(["build", "--workspace", "--bins"]), Duration::from_secs(20 * 60))?;
-    let mut test = shell::cargo(["test", "--package", "crac-tests", "--test", "load", "--", "--nocapture", "many_rounds"]);
-    shell::run(test.env("CRAC_TEST_ROUNDS", rounds.to_string()), ROUND_DEADLINE * rounds + Duration::from_secs(300))
+    let tests = built::all()?;
+    let mut test = shell::command(built::find(&tests, "tests", "load")?, ["--nocapture", "many_rounds"]);
+    test.current_dir(workspace::root()).env("CRAC_TEST_ROUNDS", rounds.to_string());
+    shell::run(&mut test, ROUND_DEADLINE * rounds + Duration::from_secs(300))
 }

@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{container, criu, kernels, linked, setup, shell, skips, workspace};
+use crate::{built, container, criu, kernels, linked, setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -35,10 +35,8 @@ static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
     own_session()?;
-    // The end-to-end tests start these programs; as nobody they could not build them.
-    shell::run(&mut shell::cargo(["build", "--workspace", "--bins", "--examples"]), DEADLINE)?;
-    // What does not compile is said once, here.
-    shell::run(&mut shell::cargo(["test", "--workspace", "--no-run", "--quiet"]), DEADLINE)?;
+    // The end-to-end tests start programs; as nobody they could not build them. What does not compile is said once, here.
+    built::all()?;
     let target = workspace::metadata()?.target_directory;
     let uid = shell::output(&mut shell::command("id", ["-u"]))?.trim().to_owned();
     let me = if uid == "0" { "root".to_owned() } else { format!("user {uid}") };
