@@ -326,14 +326,6 @@ pub fn schedule(tid: i32) -> Result<Schedule> {
     Ok(schedule)
 }
 
-/// Schedules the thread `tid` like this (`sched_setattr(2)`); [`Schedule::bytes`] need not be set.
-pub fn set_schedule(tid: i32, schedule: Schedule) -> Result<()> {
-    let schedule = Schedule { bytes: size_of::<Schedule>() as u32, ..schedule };
-    // SAFETY: the call reads as many bytes as the record says it has, and it has them.
-    unsafe { syscall(libc::SYS_sched_setattr, [tid as usize, ptr::from_ref(&schedule) as usize, 0, 0, 0, 0]) }?;
-    Ok(())
-}
-
 /// Processors, one bit each.
 pub type Processors = [u64; 16];
 

@@ -45,7 +45,6 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         bail!("nothing to measure is called `{unknown}`; there are {}", PARTS.map(|(name, _)| name).join(", "));
     }
     let plan = Plan::new(!options.is_empty())?;
-    starts::stand_back()?;
     let machine = Machine::of(&plan);
     let mut sections = Vec::new();
     for (_, measure) in PARTS.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(name)) {

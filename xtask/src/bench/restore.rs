@@ -279,8 +279,7 @@ pub(super) fn method() -> String {
          and does nothing else. Times run from the moment in which the program is executed (noted by the one that executes it, \
          `benches/src/bin/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after three quarters of what \
          the fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of \
-         the state. A start waits until nothing else has run for some 40 ms, at most a second, for what the last one has left; \
-         and the client, scheduled as `SCHED_BATCH`, takes no processor from what it waits for.\n\n\
+         the state.\n\n\
          In turn: a start and a checkpoint by each engine (native first, then CRIU first, and so on), one restore by each that is not counted, then floor, native, CRIU, floor, \
          native ..., then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
          native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and again from the beginning. CRIU's cache of kernel features is warm. A start that is not answered \

@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use crac_sys::process;
 use crac_testing::{
     http::{self, Connection, NoAnswer},
     lab::{Lab, Service, free_addr},
@@ -135,7 +134,6 @@ enum Asked {
 fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Asked) -> Result<(Service, Timed), String> {
     let note = lab.file("begun");
     let command = noting(lab, &note, command);
-    wait_for_quiet();
     let started = now();
     let quiet = so_far.made.min() + so_far.first.min() * 3 / 4;
     let (service, _) = Service::try_timed_after(quiet, command, addr, "/")?;
@@ -157,31 +155,6 @@ fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Ask
     }
     timed.fetched = fetched(service.pid());
     Ok((service, timed))
-}
-
-/// Has the calling thread, which is the client of everything that is timed, take no processor from what is timed: it goes on when that
-/// waits. What it starts is scheduled as usual.
-pub(super) fn stand_back() -> Result<()> {
-    const SCHED_BATCH: u32 = 3;
-    const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
-    let schedule = process::Schedule { policy: SCHED_BATCH, flags: SCHED_FLAG_RESET_ON_FORK, ..process::Schedule::default() };
-    process::set_schedule(0, schedule).map_err(std::io::Error::from).context("cannot schedule the client")
-}
-
-/// Waits until nothing else has run for some 40 ms, at most a second: a process that has ended leaves memory to be given back.
-fn wait_for_quiet() {
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let mut quiet = 0;
-    while quiet < 20 && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-        quiet = if running() <= 1 { quiet + 1 } else { 0 };
-    }
-}
-
-/// Threads of the machine that run or want to, this one included; see proc_stat(5).
-fn running() -> usize {
-    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("procs_running ")?.parse().ok()).unwrap_or_default()
 }
 
 /// `command` behind `begin` (`benches/src/bin/begin.rs`), which leaves in `note` when it executed it.
