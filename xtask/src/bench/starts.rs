@@ -239,7 +239,7 @@ impl Images {
         let (mut service, timed) = time(&self.lab, cold, &command, addr, self.asked()).map_err(|what| anyhow!(what))?;
         cold.add(Ok(timed));
         self.pid = service.pid();
-        // Whoever writes second may find memory there that the first had to fetch from the host. How much is not known the first time.
+        // Whoever writes second may find memory there that the first had to wait for. How much is not known the first time.
         let is_second = self.taken.took.len().is_multiple_of(2);
         if !is_second {
             self.write_plainly()?;
@@ -320,7 +320,8 @@ pub(super) fn remove(image: &Path) -> Result<()> {
 
 /// Writes so many bytes to `path` and syncs them, as dd(1) does with `conv=fsync`; the file is removed.
 fn plain_write(path: &Path, bytes: u64) -> Result<Duration> {
-    let block: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    // In pieces of 2 MiB, as the native engine does.
+    let block: Vec<u8> = (0..1_u32 << 19).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     let begun = Instant::now();
     let mut file = File::create(path)?;
     let mut left = usize::try_from(bytes)?;
