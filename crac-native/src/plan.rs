@@ -144,19 +144,6 @@ pub(crate) fn record(entry: &SmapsEntry<'_>, class: Class, file: Option<u32>, st
     }
 }
 
-/// Where the content begins that the stack of `entry` needs, if it is one that grows: what lies below the stack pointers in it, and
-/// below the red zone of the lowest (System V ABI, AMD64 supplement, 3.2.2), is what calls have left that have returned. A stack
-/// that no thread is on at the moment is needed whole: somebody will come back to it.
-pub(crate) fn stack_from(entry: &SmapsEntry<'_>, stack_pointers: impl Iterator<Item = u64>) -> u64 {
-    const RED_ZONE: u64 = 128;
-    let mapping = &entry.mapping;
-    let inside = stack_pointers.filter(|pointer| (mapping.start..mapping.end).contains(pointer));
-    match inside.min() {
-        Some(lowest) if entry.flags.contains(b"gd") => ((lowest - RED_ZONE) & !(PAGE - 1)).max(mapping.start),
-        _ => mapping.start,
-    }
-}
-
 /// Joins page ranges of one mapping that are less than `gap` bytes apart: a mapping more costs more than some pages of zeros.
 pub(crate) fn runs(
     pages: &[RangeRecord],
@@ -206,24 +193,6 @@ mod tests {
         let entry = SmapsEntries::of(text.as_bytes()).next().unwrap().unwrap();
         let image = Some(BackingFile { device: (8, 1), inode: 77 });
         classify(&entry, image, is_object)
-    }
-
-    #[test]
-    fn of_a_stack_that_grows_only_what_is_above_the_stack_pointer_is_needed() {
-        let text = |flags: &str| format!("7ffe86943000-7ffe86964000 rw-p 00000000 00:00 0 [stack]\nVmFlags: {flags}\n");
-        let from = |flags: &str, pointers: &[u64]| {
-            let text = text(flags);
-            let entry = SmapsEntries::of(text.as_bytes()).next().unwrap().unwrap();
-            stack_from(&entry, pointers.iter().copied())
-        };
-        let all = 0x7ffe_8694_3000;
-        assert_eq!(from("rd wr mr mw me gd ac", &[0x7ffe_8695_4a80, 0x7f55_0000_0000]), 0x7ffe_8695_4000);
-        assert_eq!(from("rd wr mr mw me gd ac", &[0x7ffe_8695_407f]), 0x7ffe_8695_3000, "the red zone is needed");
-        assert_eq!(from("rd wr mr mw me gd ac", &[0x7ffe_8695_4a80, 0x7ffe_8694_8000]), 0x7ffe_8694_7000, "the lowest counts");
-        assert_eq!(from("rd wr mr mw me gd ac", &[0x7f55_0000_0000]), all, "nobody is on it");
-        assert_eq!(from("rd wr mr mw me gd ac", &[0x7ffe_8696_4000]), all, "its end belongs to what follows");
-        assert_eq!(from("rd wr mr mw me gd ac", &[all + 8]), all);
-        assert_eq!(from("rd wr mr mw me ac", &[0x7ffe_8695_4a80]), all, "it is not one that the kernel made for this");
     }
 
     #[test]

@@ -16,10 +16,7 @@ use crate::{
     descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{
-        FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, ThreadRecord, VdsoRecord, file, place_data, run,
-        xxh64::Xxh64,
-    },
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run, xxh64::Xxh64},
     madvise,
     objects::Objects,
     pages::{Found, Pages, Wanted},
@@ -62,8 +59,6 @@ pub(crate) struct Sources<'a, 's> {
     /// The vdso, if a copy is to take its place.
     pub(crate) stand_in: Option<&'a [u8]>,
     pub(crate) policy: &'s Policy,
-    /// All threads, where they stopped.
-    pub(crate) threads: &'s [ThreadRecord],
     /// Memory behind open memfds.
     pub(crate) memories: &'s [descriptors::Memory<'a>],
 }
@@ -147,10 +142,7 @@ impl<'a> Memory<'a> {
                     continue;
                 }
                 Class::Forgotten => {}
-                Class::Anonymous => {
-                    let from = plan::stack_from(entry, sources.threads.iter().map(|thread| thread.resume_sp));
-                    pages.find(from as usize, end, Wanted::Existing, &mut found)?;
-                }
+                Class::Anonymous => pages.find(start, end, Wanted::Existing, &mut found)?,
                 Class::Object if sources.data_only && mapping.execute => {
                     pages.find(start, end, Wanted::Changed, &mut found)?;
                     changed.extend_from_slice(&ranges)?;
