@@ -1,6 +1,7 @@
 //! A world of its own for each test: a directory, a run directory, services that end with it.
 
 use std::{
+    collections::VecDeque,
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -227,12 +228,19 @@ fn collect(source: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
 }
 
 /// An address on loopback that is free and stays so: on a loopback host of this process's own (all of 127.0.0.0/8 is this
-/// machine), so that no other test's connections take the port meanwhile.
+/// machine), so that no other test's connections take the port meanwhile, and none of the last thousand of it: the kernel draws
+/// ports, and the one of a service that is about to listen is free for it.
 pub fn free_addr() -> SocketAddr {
+    static GIVEN: Mutex<VecDeque<SocketAddr>> = Mutex::new(VecDeque::new());
     let pid = std::process::id();
     let [_, high, middle, low] = pid.to_be_bytes();
     let host = Ipv4Addr::new(127, 64 | high, middle, low);
-    TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("loopback has free ports")
+    let draw = || TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("loopback has free ports");
+    let mut given = GIVEN.lock().expect("nothing panics here but without ports");
+    let new = std::iter::repeat_with(draw).find(|addr| !given.contains(addr)).expect("it draws on and on");
+    given.push_front(new);
+    given.truncate(1000);
+    new
 }
 
 /// Makes a file that this process has written ready to be executed: replaced by a copy that another process has made.
@@ -249,4 +257,17 @@ pub fn release(path: &Path) {
 /// Bytes as text, for messages.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_address_is_given_to_two_who_have_not_begun_to_listen() {
+        let given: HashSet<_> = (0..1000).map(|_| free_addr()).collect();
+        assert_eq!(given.len(), 1000, "the kernel draws some port twice among so many");
+    }
 }

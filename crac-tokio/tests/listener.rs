@@ -114,10 +114,15 @@ async fn a_round_that_goes_on_keeps_the_socket_and_serves_who_waited() {
     }
 }
 
+/// An address that is free and stays so: nobody connects from that host.
+fn spare() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_life_listens_where_it_is_told() {
     let (context, engine) = context();
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spare = spare();
     let listener = TcpListener::bind_in(&context, "127.0.0.1:0")
         .await
         .unwrap()
@@ -140,7 +145,7 @@ async fn a_restored_life_listens_where_it_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_life_from_the_image_of_a_process_that_goes_on_leaves_its_socket_alone() {
     let (context, engine) = context();
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spare = spare();
     let listener = TcpListener::bind_in(&context, "127.0.0.1:0").await.unwrap().on_restore(move |_| spare);
     let first = listener.local_addr().unwrap();
     tokio::spawn(serve(listener));

@@ -47,7 +47,8 @@ async fn it_serves_again_after_every_kind_of_round() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_life_is_bound_where_it_is_told_and_the_old_address_is_free() {
     let context = context();
-    let spare = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Free, and it stays so: nobody else sends from that host.
+    let spare = std::net::UdpSocket::bind("127.0.0.2:0").unwrap().local_addr().unwrap();
     let socket = UdpSocket::bind_in(&context, "127.0.0.1:0").await.unwrap().on_restore(move |_| spare);
     let first = socket.local_addr();
     tokio::spawn(serve(socket));
