@@ -440,7 +440,7 @@ impl Coordinator {
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             std::thread::park_timeout(left);
         }
-        // What the round took is reported up to the open door.
+        // This is no part of what the round took.
         round.begun += begun.elapsed();
     }
 

@@ -6,8 +6,8 @@
 #![allow(unsafe_code, reason = "a function that runs before main")]
 
 use std::{
-    ffi::CStr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    fmt::Write,
+    os::fd::AsFd,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -21,21 +21,22 @@ use crate::{
     arena::ArenaVec,
     findings::ObstacleSink,
     layout::{GROUPS_MAX, SettingRecord, setting},
+    text::FixedText,
 };
 
 /// How many resources have limits.
 pub(crate) const LIMITS: usize = 16;
 
 /// Namespaces of the process, and what they are called.
-const NAMESPACES: [(&CStr, &str); 8] = [
-    (c"cgroup", "control group"),
-    (c"ipc", "System V IPC"),
-    (c"mnt", "mount"),
-    (c"net", "network"),
-    (c"pid", "process"),
-    (c"time", "time"),
-    (c"user", "user"),
-    (c"uts", "host name"),
+const NAMESPACES: [(&str, &str); 8] = [
+    ("cgroup", "control group"),
+    ("ipc", "System V IPC"),
+    ("mnt", "mount"),
+    ("net", "network"),
+    ("pid", "process"),
+    ("time", "time"),
+    ("user", "user"),
+    ("uts", "host name"),
 ];
 
 /// Everything in one row of numbers, see [`at`].
@@ -133,10 +134,8 @@ fn now() -> Row {
     put(at::NO_NEW_PRIVILEGES, &[gave_up]);
     let root = fs::stat_path(c"/").map_or([0; 2], |stat| [stat.st_dev, stat.st_ino]);
     put(at::ROOT, &root);
-    if let Ok(directory) = fs::open(c"/proc/self/ns", libc::O_PATH | libc::O_DIRECTORY, 0) {
-        for (number, (name, _)) in NAMESPACES.iter().enumerate() {
-            put(at::NAMESPACES + number, &[namespace(directory.as_fd(), name)]);
-        }
+    for (number, (name, _)) in NAMESPACES.iter().enumerate() {
+        put(at::NAMESPACES + number, &[namespace(name)]);
     }
     row
 }
@@ -226,7 +225,7 @@ fn words(schedule: &process::Schedule) -> [u64; 4] {
 }
 
 /// The number in a small file of `/proc`, which may be negative.
-fn small_file(path: &CStr, radix: u32) -> u64 {
+fn small_file(path: &std::ffi::CStr, radix: u32) -> u64 {
     let mut text = [0; 32];
     let read = fs::open(path, libc::O_RDONLY, 0).and_then(|file| fs::read(file.as_fd(), &mut text));
     let text = text.get(..read.unwrap_or_default()).unwrap_or_default();
@@ -248,10 +247,14 @@ fn groups_sum() -> u64 {
     groups.iter().take(count).fold(0xcbf2_9ce4_8422_2325 ^ count as u64, prime)
 }
 
-fn namespace(directory: BorrowedFd<'_>, name: &CStr) -> u64 {
+fn namespace(name: &str) -> u64 {
+    let mut path = FixedText::<64>::new();
+    // The names are short.
+    let _ = write!(path, "/proc/self/ns/{name}\0");
+    let path = std::ffi::CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
     let mut link = [0; 64];
     // `net:[4026531840]`
-    let link = fs::read_link_at(directory.as_raw_fd(), name, &mut link).unwrap_or_default();
+    let link = fs::read_link_at(libc::AT_FDCWD, path, &mut link).unwrap_or_default();
     link.iter()
         .filter(|byte| byte.is_ascii_digit())
         .fold(0, |sum: u64, digit| sum.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')))

@@ -237,7 +237,9 @@ pub fn free_addr() -> SocketAddr {
     let host = Ipv4Addr::new(127, 64 | high, middle, low);
     let draw = || TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("loopback has free ports");
     let mut given = GIVEN.lock().expect("nothing panics here but without ports");
-    let new = std::iter::repeat_with(draw).find(|addr| !given.contains(addr)).expect("it draws on and on");
+    // Among a few thousand ports it would find one within some attempts.
+    let new = std::iter::repeat_with(draw).take(10_000).find(|addr| !given.contains(addr));
+    let new = new.expect("net.ipv4.ip_local_port_range has more than a thousand ports");
     given.push_front(new);
     given.truncate(1000);
     new

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Building everything, or running everything once.
+/// Running everything once.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// uid and gid of the user without any privilege.
