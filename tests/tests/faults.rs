@@ -166,24 +166,28 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
 #[test]
 fn a_service_killed_in_the_middle_of_the_write_leaves_no_image() {
     let lab = Lab::new();
-    let mut service = lab.web_server(&["--warm-mib", "192"]);
     let images = lab.file("images");
     std::fs::create_dir(&images).unwrap();
-    let mut socket = UnixStream::connect(lab.path().join("run").join(format!("{}.sock", service.pid()))).unwrap();
-    let request = serde_json::json!({"do": "checkpoint", "mode": "exit", "image": images.join("w.crac")});
-    writeln!(socket, "{request}").unwrap();
-    let mut seen = Vec::new();
-    for line in BufReader::new(socket).lines() {
-        let line = line.unwrap();
-        assert!(!line.contains(r#""is":"durable""#), "the write was too fast to be interrupted: {seen:?}");
-        seen.push(line);
-        if seen.last().is_some_and(|line| line.contains(r#""is":"written""#)) {
-            service.signal(Signal::KILL);
-            break;
+    let image = images.join("w.crac");
+    // On a loaded machine the image may be whole before this process hears of its first piece. Then there is another service.
+    let was_killed = (0..50).any(|_| {
+        let mut service = lab.web_server(&["--warm-mib", "192"]);
+        let mut socket = UnixStream::connect(lab.path().join("run").join(format!("{}.sock", service.pid()))).unwrap();
+        let request = serde_json::json!({"do": "checkpoint", "mode": "exit", "image": image});
+        writeln!(socket, "{request}").unwrap();
+        let mut lines = BufReader::new(socket).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains(r#""is":"written""#)), "nothing was written:\n{}", service.output());
+        service.signal(Signal::KILL);
+        let _ = service.wait();
+        if !image.exists() {
+            return true;
         }
-    }
-    assert!(!service.wait().success());
-    assert_eq!(std::fs::read_dir(&images).unwrap().count(), 0, "something was left behind: {seen:?}");
+        lab.crac_ok(["verify".as_ref(), image.as_os_str()]);
+        std::fs::remove_file(&image).unwrap();
+        false
+    });
+    assert!(was_killed, "no service could be killed before its image was whole");
+    assert_eq!(std::fs::read_dir(&images).unwrap().count(), 0, "something was left behind");
 }
 
 #[test]
