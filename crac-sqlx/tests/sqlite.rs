@@ -23,7 +23,7 @@ fn context_with(deadlines: Deadlines) -> Context {
 /// Rounds give up soon.
 fn impatient() -> Deadlines {
     let mut deadlines = Deadlines::default();
-    deadlines.hook = Duration::from_millis(200);
+    deadlines.hook = Duration::from_secs(1);
     deadlines
 }
 
@@ -176,7 +176,7 @@ async fn calls_wait_at_most_the_acquire_timeout() {
     let directory = tempfile::tempdir().unwrap();
     let context = context();
     let mut pauses = pause(&context, Phase::Egress);
-    let options = SqlitePoolOptions::new().acquire_timeout(Duration::from_millis(50));
+    let options = SqlitePoolOptions::new().acquire_timeout(Duration::from_secs(1));
     let pool = SqlitePool::connect_with_in(&context, options, url(&directory, "orders.db").parse().unwrap()).await.unwrap();
     let round = context.request(CheckpointRequest::new(Mode::Continue));
     // The pause was registered before the pool, so the pool has let go by now.

@@ -319,7 +319,7 @@ fn a_stuck_worker_is_named_and_the_service_goes_on() {
     let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("stuck-rt").enable_all().build().unwrap();
     let deadlines = {
         let mut deadlines = Deadlines::default();
-        deadlines.hold = Duration::from_millis(200);
+        deadlines.hold = Duration::from_secs(1);
         deadlines
     };
     let context = context_on(runtime.handle(), deadlines);

@@ -15,7 +15,7 @@ async fn a_checkpoint_waits_for_spawned_work_and_names_what_does_not_end() {
 
     let spawner = Arc::new(TokioSpawner::new(Handle::current()));
     let mut deadlines = Deadlines::default();
-    deadlines.drain = Duration::from_millis(300);
+    deadlines.drain = Duration::from_secs(1);
     let context = Context::builder("test", Arc::new(SimEngine::new())).spawner(spawner).deadlines(deadlines).build().unwrap();
     let _ambient = context.install().unwrap();
 

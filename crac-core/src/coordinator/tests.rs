@@ -104,8 +104,9 @@ struct Setup {
     kept: Vec<Registration>,
 }
 
+/// Soon over where a hook hangs, and time enough for those that do not, on a loaded machine.
 fn quick() -> Deadlines {
-    Deadlines { hook: Duration::from_millis(200), grace: Duration::from_millis(100), ..Deadlines::default() }
+    Deadlines { hook: Duration::from_secs(1), grace: Duration::from_millis(500), ..Deadlines::default() }
 }
 
 fn setup() -> Setup {
@@ -560,7 +561,7 @@ fn an_engine_that_panics_leaves_a_serving_service() {
 
 #[test]
 fn the_way_down_has_a_deadline_of_its_own_and_skips_the_rest() {
-    let mut setup = setup_with(Deadlines { down: Duration::from_millis(100), hook: LONG, ..quick() }, |builder| builder);
+    let mut setup = setup_with(Deadlines { down: Duration::from_millis(500), hook: LONG, ..quick() }, |builder| builder);
     setup.add("never told", Phase::Egress, Act::Well, Act::Well);
     setup.add("hangs", Phase::Ingress, Act::Hang, Act::Well);
     let report = setup.aborted(Mode::Exit);

@@ -130,14 +130,15 @@ pub(crate) fn readers() {
             })
         })
         .collect();
-    let (mut last, mut wall) = (Instant::now(), SystemTime::now());
+    let (mut wall, mut last) = (SystemTime::now(), Instant::now());
     let mut cache = [0_u64; 2];
     lives(|_| {
-        let (now, now_wall) = (Instant::now(), SystemTime::now());
+        let (before, now, now_wall) = (SystemTime::now(), Instant::now(), SystemTime::now());
+        // The wall clock was read before and is read behind the other one, so that no wait between the two counts.
         let (passed, passed_wall) = (now.duration_since(last), now_wall.duration_since(wall).unwrap());
         // Most of the time between two lives did not happen, and hosts are days apart.
         assert!(passed < APART && passed <= passed_wall + Duration::from_millis(50), "{passed:?} of {passed_wall:?}");
-        (last, wall) = (now, now_wall);
+        (wall, last) = (before, now);
         compare_readers(&mut cache);
         // Each reader reads on.
         let before = reads.load(Ordering::Relaxed);
@@ -160,10 +161,11 @@ fn compare_readers(cache: &mut [u64; 2]) {
     let [coarse, fine] = [libc::CLOCK_MONOTONIC_COARSE, libc::CLOCK_MONOTONIC].map(|clock| library(clock).unwrap());
     assert!(coarse <= fine && fine - coarse < HANG, "{coarse:?} {fine:?}");
     // The wall clock is the host's, and so is everything that is no clock.
-    let reads = [kernel(libc::CLOCK_REALTIME), library(libc::CLOCK_REALTIME).unwrap(), kernel(libc::CLOCK_REALTIME)];
-    assert!(reads.is_sorted(), "{reads:?}");
+    let begun = kernel(libc::CLOCK_REALTIME);
     // SAFETY: with a null pointer the time is only returned.
     let seconds = unsafe { libc::time(ptr::null_mut()) };
+    let reads = [begun, library(libc::CLOCK_REALTIME).unwrap(), kernel(libc::CLOCK_REALTIME)];
+    assert!(reads.is_sorted(), "{reads:?}");
     assert!((reads[0].as_secs()..=reads[2].as_secs() + 1).contains(&(seconds as u64 + 1)), "{seconds} {reads:?}");
     let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
     // SAFETY: a place for the time.
@@ -183,7 +185,8 @@ fn compare_readers(cache: &mut [u64; 2]) {
 
 /// Says how far the clocks have moved in another life.
 pub(crate) fn gap() {
-    let (before, wall) = (Instant::now(), SystemTime::now());
+    // The wall clock around the other one.
+    let (wall, before) = (SystemTime::now(), Instant::now());
     let life = capture_once();
     let gaps = [before.elapsed(), wall.elapsed().unwrap(), life.asleep_monotonic, life.asleep_wall];
     println!("life {}", life.generation);
