@@ -239,7 +239,7 @@ pub trait CaptureWatch: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CaptureProgress {
-    /// All other threads are stopped.
+    /// All other threads are stopped; in `Mode::Continue` it is told when they go on again, so that they do not wait for it.
     Frozen {
         /// How many threads, the capturing one included.
         threads: usize,
@@ -300,7 +300,8 @@ pub enum Captured {
 /// dropped before its end, the capture is given up. [`CaptureProgress::Written`] and [`CaptureProgress::Durable`] are told
 /// during the wait, with the process running.
 pub trait Underway: Send {
-    /// Waits for the end of the capture, at most for `limit`; `None` if it has not ended then. Not called again after the end.
+    /// Waits for the end of the capture, at most for `limit`; `None` if it has not ended then. Not called again after the end. The
+    /// first call lets the capture begin, if that competes with the process for processors: the door is open then.
     fn wait(&mut self, limit: Duration) -> Option<Result<CaptureReport, EngineError>>;
 }
 

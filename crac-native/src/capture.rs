@@ -256,7 +256,10 @@ impl<'a> Work<'a, '_> {
         let froze = frozen.since;
         self.stage("freeze", self.began);
         Fault::check(fault, Point::Freeze).map_err(|errno| ("stopping the threads", errno))?;
-        self.request.watch.reached(CaptureProgress::Frozen { threads: frozen.threads().len() + 1 });
+        // Whoever is told wakes up, and a process that is to go on would stand still for that as well.
+        if self.request.mode != Mode::Continue {
+            self.tell_frozen(frozen.threads().len());
+        }
 
         let start = facts::now();
         let seen = self.look_at_process(&frozen)?;
@@ -313,7 +316,7 @@ impl<'a> Work<'a, '_> {
         seen: &Seen<'a>,
     ) -> Result<Saved, Stop> {
         let (arena, fault) = (self.arena, self.options.fault);
-        let since = frozen.since;
+        let (since, parked) = (frozen.since, frozen.threads().len());
         let start = facts::now();
         let maps = match planned {
             Some(_) => None,
@@ -338,8 +341,14 @@ impl<'a> Work<'a, '_> {
         let copy = Copy::start(arena, &mut image, &mut save)?;
         drop(frozen);
         let thawed = facts::now();
+        self.tell_frozen(parked);
         self.stage("copy", start);
         Ok(Saved::Beside { copy, image, frozen: thawed.saturating_sub(since) })
+    }
+
+    /// Tells how many threads were stopped, beside those that are `parked` this one.
+    fn tell_frozen(&self, parked: usize) {
+        self.request.watch.reached(CaptureProgress::Frozen { threads: parked + 1 });
     }
 
     /// Tells that the image is complete.

@@ -358,9 +358,13 @@ impl Drop for Frozen<'_> {
         COOKIE.store(0, SeqCst);
         release();
         // Nobody may be left between the check of the cookie and the use of a slot when the arena goes. A thread leaves
-        // within microseconds unless it is not scheduled; there is nothing else that could be waited for.
-        while INSIDE.load(SeqCst) != 0 {
-            futex::wait(&INSIDE, INSIDE.load(SeqCst), Some(Duration::from_millis(1)));
+        // within microseconds unless it is not scheduled, and the last one says so.
+        loop {
+            let inside = INSIDE.load(SeqCst);
+            if inside == 0 {
+                break;
+            }
+            futex::wait(&INSIDE, inside, None);
         }
         SLOTS.store(0, Relaxed);
         if !self.stray {

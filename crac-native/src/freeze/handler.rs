@@ -27,21 +27,25 @@ const SYSCALL: u16 = 0x050f;
 
 /// The handler of the freeze signal.
 pub(super) extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    INSIDE.fetch_add(1, SeqCst);
-    handle(number, info, context);
-    INSIDE.fetch_sub(1, SeqCst);
-}
-
-fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a filled siginfo to an SA_SIGINFO handler.
     let info_filled = unsafe { &*info };
     // SAFETY: for SI_QUEUE the sender is filled in; for other codes the bytes are there too and not used.
     let sender = unsafe { info_filled.si_pid() };
     if info_filled.si_code != libc::SI_QUEUE || sender != PROCESS.load(Relaxed) {
+        // Not counted: it may end the thread, for the C library cancels threads with this signal.
         return pass_on(number, info, context);
     }
+    INSIDE.fetch_add(1, SeqCst);
     // SAFETY: SI_QUEUE comes with a value.
-    let value = unsafe { info_filled.si_value() }.sival_ptr.addr() as u64;
+    handle(unsafe { info_filled.si_value() }.sival_ptr.addr() as u64, context);
+    if INSIDE.fetch_sub(1, SeqCst) == 1 {
+        // The capturing thread waits for the last one to leave. Cannot fail for a word of our own, here and below.
+        let _ = futex::wake_all(&INSIDE);
+    }
+}
+
+/// Parks the thread if the freeze that sent the signal with `value` is under way.
+fn handle(value: u64, context: *mut libc::c_void) {
     let cookie = COOKIE.load(SeqCst);
     if cookie == 0 || value >> SLOT_BITS != cookie {
         // A signal of an earlier freeze, taken late.
@@ -62,7 +66,6 @@ fn handle(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     if shim::is_between(ip) || avoided() || madvise::is_inside() || is_in_unseen_wait(slot, &interrupted.uc_mcontext) {
         slot.state.store(IN_AVOIDED, SeqCst);
         PARKED.fetch_add(1, SeqCst);
-        // Cannot fail for a word of our own, here and below.
         let _ = futex::wake_all(&PARKED);
         return;
     }
