@@ -1,14 +1,14 @@
 //! Continue mode: a copy of the process looks at its memory and writes the image while the process goes on.
 //!
 //! ```text
-//! frozen ──► clone ──► thaw ──► open the door ──► Captured::Underway: watch the copy, in the running process ──► reap
-//!              │                                    │
-//!              └─► the copy: closes all other       └─► scans its pages, writes, publishes, ends
-//!                  descriptors, waits
+//! frozen ──► clone ──► thaw ──► Captured::Underway ──► the door opens ──► wait: watch the copy, in the running process ──► reap
+//!              │                                                            │
+//!              └─► the copy: closes all other descriptors, waits            └─► scans its pages, writes, publishes, ends
 //! ```
 //!
 //! The copy waits until somebody waits for it, which is when the door is open: on a machine with few processors the threads that
-//! have been thawed would otherwise stand behind it, for a time slice of 3 ms each.
+//! have been thawed would otherwise stand behind it until its time slice ends. Whoever holds the `Underway` waits, or gives the copy up by dropping it,
+//! or ends, and the copy with it: one of them comes.
 //!
 //! The copy shares pages with the original until one of them writes, so the pause is that of a `fork`, not of the disk. The two
 //! talk through a record in the arena, which is shared memory. The copy is no child that the service would notice: it has no
@@ -65,7 +65,6 @@ struct Told {
     arrivals: AtomicU64,
     /// Told to the copy: whether it may begin.
     may_begin: AtomicU32,
-    _reserved: u32,
 }
 
 const PUBLISHED: u64 = 1;

@@ -346,7 +346,7 @@ impl<'a> Work<'a, '_> {
         Ok(Saved::Beside { copy, image, frozen: thawed.saturating_sub(since) })
     }
 
-    /// Tells how many threads were stopped, beside those that are `parked` this one.
+    /// Tells how many threads stand or stood still: the `parked` ones and this one.
     fn tell_frozen(&self, parked: usize) {
         self.request.watch.reached(CaptureProgress::Frozen { threads: parked + 1 });
     }

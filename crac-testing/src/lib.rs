@@ -13,6 +13,13 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything. Long, because machines are small and noisy; a test that works never comes near it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the kernel says a process is doing, if there is the process: `T` if it is stopped, `Z` if it has only not been waited for.
+#[must_use]
+pub fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 /// Asks `done` again and again until it answers; panics with `what` when patience ends.
 pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;

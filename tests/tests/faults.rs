@@ -178,8 +178,9 @@ fn a_service_killed_in_the_middle_of_the_write_leaves_no_image() {
         let mut lines = BufReader::new(socket).lines().map(Result::unwrap);
         assert!(lines.any(|line| line.contains(r#""is":"written""#)), "nothing was written:\n{}", service.output());
         service.signal(Signal::KILL);
-        let _ = service.wait();
+        let ended = service.wait();
         if !image.exists() {
+            assert!(!ended.success(), "without an image it is no success");
             return true;
         }
         lab.crac_ok(["verify".as_ref(), image.as_os_str()]);

@@ -19,13 +19,16 @@ struct Underway {
 }
 
 impl Underway {
-    /// Stops the copy once it is at work and the door is open again. On a loaded machine that may be after the copy's last write: then it may end, and
-    /// there is another.
+    /// Stops the copy once it is at work, which is when the door is open again. On a loaded machine that may be after the copy's
+    /// last write: then it may end, and there is another.
     fn begin(lab: &Lab, service: &Service, image: &Path) -> Self {
         for _ in 0..50 {
             match Self::try_begin(lab, service, image) {
                 Some(underway) => return underway,
-                None => std::fs::remove_file(image).unwrap(),
+                None => {
+                    assert!(image.exists(), "the checkpoint failed:\n{}", service.output());
+                    std::fs::remove_file(image).unwrap();
+                }
             }
         }
         panic!("no copy could be stopped before its image was whole:\n{}", service.output());
@@ -36,11 +39,14 @@ impl Underway {
         let mut socket = UnixStream::connect(lab.path().join("run").join(format!("{}.sock", service.pid()))).unwrap();
         writeln!(socket, "{}", json!({"do": "checkpoint", "mode": "continue", "image": image})).unwrap();
         let mut lines = BufReader::new(socket).lines();
-        let (mut is_open, mut is_at_work) = (false, false);
-        while !(is_open && is_at_work) {
+        let mut is_open = false;
+        loop {
             let reply = next(&mut lines)?;
             is_open |= reply["at"] == "open";
-            is_at_work |= reply["is"] == "planned";
+            if reply["is"] == "planned" {
+                assert!(is_open, "the copy was at work before the door was open");
+                break;
+            }
         }
         if let Some(copy) = copy_of(service.pid()).filter(|copy| kill_process(*copy, Signal::STOP).is_ok()) {
             crac_testing::wait_until("the copy stands still", || matches!(state(copy), Some('T' | 'Z') | None).then_some(()));
@@ -66,10 +72,8 @@ fn next(lines: &mut Lines<BufReader<UnixStream>>) -> Option<Value> {
     lines.next().map(|line| serde_json::from_str(&line.unwrap()).unwrap())
 }
 
-/// What the kernel says a process is doing, if there is the process.
 fn state(pid: Pid) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    crac_testing::state(pid.as_raw_nonzero().get().cast_unsigned())
 }
 
 /// The process that writes the image, if it is not gone.

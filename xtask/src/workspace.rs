@@ -3,7 +3,10 @@
 use crate::shell;
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 /// What cargo says about the members of the workspace.
 #[derive(Debug, Deserialize)]
@@ -53,10 +56,12 @@ impl Package {
     }
 }
 
-/// The root of the workspace.
+/// The root of the workspace: that of the checkout in which cargo runs this, which may have been built in another one that shares the
+/// target directory.
 pub(crate) fn root() -> &'static Path {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest)
+    static MANIFEST: LazyLock<PathBuf> =
+        LazyLock::new(|| std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into());
+    MANIFEST.parent().unwrap_or(&MANIFEST)
 }
 
 /// Asks cargo.

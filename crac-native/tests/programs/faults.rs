@@ -210,7 +210,8 @@ pub(super) fn faults() {
 }
 
 /// One capture that stops where it is told to. In continue mode it may be the copy that has stopped: then `--then=kill` ends it,
-/// `--then=late` lets the original lose patience, `--then=drop` gives it up, `--then=wait` leaves both to somebody else.
+/// `--then=late` lets the original lose patience, `--then=drop` gives it up, `--then=wait` leaves both to somebody else. `--then=never`
+/// and `--then=unwaited` do the same to a copy that nobody has waited for, which has not begun.
 pub(super) fn stops() {
     let service = Service::start();
     let mut captures = Captures::from_arguments();
@@ -254,6 +255,20 @@ pub(super) fn stops() {
 fn stopped(mut underway: Box<dyn Underway>, then: &str, service: &Service) -> Option<Result<(), String>> {
     let copy = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();
     let copy: i32 = copy.trim().parse().unwrap();
+    match then {
+        // The copy has not been let begin.
+        "never" => {
+            drop(underway);
+            return Some(Err("given up".to_owned()));
+        }
+        "unwaited" => {
+            println!("copy {copy}");
+            loop {
+                service.check();
+            }
+        }
+        _ => {}
+    }
     let is_stopped = || {
         let stat = std::fs::read_to_string(format!("/proc/{copy}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.starts_with('T')

@@ -94,9 +94,12 @@ pub(super) fn downtime(dir: &Path) {
         let gaps: Vec<u64> = lines[1].split(' ').skip(1).map(|gap| gap.parse().expect("a number")).collect();
         let [monotonic, wall, asleep_monotonic, asleep_wall] = gaps[..] else { panic!("{lines:?}") };
         assert!(wall >= 1200 && asleep_wall >= 1200, "{lines:?}");
-        // How long the way down and up takes is in both clocks; half of the sleep tells the two apart.
-        assert_eq!(wall.saturating_sub(monotonic) < 600, passes, "{clock} {downtime}: {lines:?}");
-        assert_eq!(asleep_wall.saturating_sub(asleep_monotonic) < 600, passes, "{clock} {downtime}: {lines:?}");
+        for (wall, monotonic) in [(wall, monotonic), (asleep_wall, asleep_monotonic)] {
+            // How long the way down and up takes is in both clocks. One that has stood still may go on from a tick before, and both
+            // are cut to milliseconds.
+            let holds = if passes { monotonic >= 1200 } else { wall.saturating_sub(monotonic) + 11 >= 1200 };
+            assert!(holds, "{clock} {downtime}: {lines:?}");
+        }
     }
 }
 

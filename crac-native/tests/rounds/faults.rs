@@ -140,7 +140,7 @@ pub(super) fn copies(dir: &Path) {
         std::fs::create_dir(&dir).expect("room");
         let points = points(&dir, Mode::Continue).filter(|(point, _)| point.in_copy && (nameless || point.name != "link"));
         for (point, own) in points {
-            for then in ["kill", "drop", "late"] {
+            for then in ["kill", "drop", "late", "never"] {
                 for nth in arrivals(nameless && then == "kill") {
                     let mut command = arguments("stops", &own, Mode::Continue, point);
                     if !nameless {
@@ -157,7 +157,7 @@ pub(super) fn copies(dir: &Path) {
                         }
                         // It has its name, and only nobody was told: that is an image.
                         Some("stopped and whole") => assert_eq!(point.name, "name"),
-                        Some(said) if then == "drop" => assert_eq!(said, "stopped given up"),
+                        Some(said) if ["drop", "never"].contains(&then) => assert_eq!(said, "stopped given up"),
                         Some(said) => assert!(said.contains("was ended"), "{}: {said}", point.name),
                         None => panic!("{} says nothing", point.name),
                     }
@@ -169,15 +169,21 @@ pub(super) fn copies(dir: &Path) {
 
 pub(super) fn orphans(dir: &Path) {
     for (point, own) in points(dir, Mode::Continue).filter(|(point, _)| point.in_copy) {
-        let mut command = arguments("stops", &own, Mode::Continue, point);
-        let mut child = command.args(["--nth=1", "--then=wait"]).stdout(Stdio::piped()).spawn().expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let line = lines.next().expect("a line").expect("text");
-        let copy = line.strip_prefix("copy ").expect("its number").to_owned();
-        child.kill().expect("own child");
-        child.wait().expect("own child");
-        gone(&copy, point.name);
-        whole_or_nothing(&own, point, true);
+        for then in ["wait", "unwaited"] {
+            let mut command = arguments("stops", &own, Mode::Continue, point);
+            let then = format!("--then={then}");
+            let mut child = command.args(["--nth=1", &then]).stdout(Stdio::piped()).spawn().expect("it starts");
+            let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            let line = lines.next().expect("a line").expect("text");
+            let copy = line.strip_prefix("copy ").expect("its number").to_owned();
+            child.kill().expect("own child");
+            child.wait().expect("own child");
+            gone(&copy, point.name);
+            whole_or_nothing(&own, point, true);
+            for file in files(&own) {
+                std::fs::remove_file(file).expect("own file");
+            }
+        }
     }
 }
 
