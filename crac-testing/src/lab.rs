@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -116,17 +116,33 @@ pub struct Service {
     /// Where it listens, as far as it does.
     pub addr: SocketAddr,
     output: Arc<Mutex<String>>,
+    /// What nobody collects so far.
+    pipes: Option<(ChildStdout, ChildStderr)>,
 }
 
 impl Service {
     /// Starts `command`, which is told elsewhere to listen at `addr`. Its output is collected and shown when the test fails.
-    pub fn start(mut command: Command, addr: SocketAddr) -> Self {
+    pub fn start(command: Command, addr: SocketAddr) -> Self {
+        let mut service = Self::start_alone(command, addr);
+        service.collect();
+        service
+    }
+
+    /// Starts `command` and nothing else, which would take time of a processor. Its output is not collected: when a pipe is full it
+    /// waits.
+    fn start_alone(mut command: Command, addr: SocketAddr) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let output = Arc::new(Mutex::new(String::new()));
-        collect(child.stdout.take().expect("piped"), output.clone());
-        collect(child.stderr.take().expect("piped"), output.clone());
-        Self { child, addr, output }
+        let pipes = child.stdout.take().zip(child.stderr.take());
+        Self { child, addr, output: Arc::default(), pipes }
+    }
+
+    /// Collects its output from now on.
+    pub fn collect(&mut self) {
+        if let Some((stdout, stderr)) = self.pipes.take() {
+            collect(stdout, self.output.clone());
+            collect(stderr, self.output.clone());
+        }
     }
 
     /// Starts `command` and asks `GET path` until it is answered with 200; how long that took, the start of the process included.
@@ -139,27 +155,43 @@ impl Service {
     /// As [`timed`](Self::timed), but does not ask for the first time before `quiet` has passed: each attempt takes the processor
     /// for some 20 µs, and on a small machine the process that is measured pays for it.
     pub fn timed_after(quiet: Duration, command: Command, addr: SocketAddr, path: &str) -> (Self, Duration) {
-        Self::try_timed_after(quiet, command, addr, path).unwrap_or_else(|what| panic!("{what}"))
+        let (mut service, took) = Self::try_timed_after(quiet, command, addr, path).unwrap_or_else(|what| panic!("{what}"));
+        service.collect();
+        (service, took)
     }
 
-    /// The same for a start that may fail.
+    /// The same for a start that may fail, of a service that says little or is asked to [`collect`](Self::collect).
     ///
     /// # Errors
     ///
     /// If it ends or patience does; with what it has printed.
     pub fn try_timed_after(quiet: Duration, command: Command, addr: SocketAddr, path: &str) -> Result<(Self, Duration), String> {
         let begun = Instant::now();
-        let mut service = Self::start(command, addr);
+        let mut service = Self::start_alone(command, addr);
         std::thread::sleep(quiet.saturating_sub(begun.elapsed()));
         loop {
             if http::exchange(addr, "GET", path, "").is_ok_and(|answer| answer.status == 200) {
                 return Ok((service, begun.elapsed()));
             }
             if !service.is_running() || begun.elapsed() >= PATIENCE {
-                return Err(format!("the service does not answer:\n{}", service.output()));
+                return Err(format!("the service does not answer:\n{}", service.end()));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Ends the service; what it has printed that nobody has collected.
+    fn end(mut self) -> String {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mut text = String::new();
+        if let Some((mut stdout, mut stderr)) = self.pipes.take() {
+            // What can be read of it.
+            let _ = stdout.read_to_string(&mut text);
+            let _ = stderr.read_to_string(&mut text);
+        }
+        text
     }
 
     /// Waits until the service answers `GET /`.

@@ -1,5 +1,6 @@
 //! Measurements. What is compared is measured in one run, in turn: no number stands alone.
 
+mod caches;
 mod clones;
 mod cluster;
 mod database;

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{cluster, plan::Plan, restore, section::Section};
+use super::{caches, cluster, plan::Plan, restore, section::Section};
 use crate::{measure, shell, workspace};
 
 /// What the page says of where it was written.
@@ -21,6 +21,7 @@ impl Machine {
         let lines = [
             Some(measure::machine()),
             Some(format!("images on {}", plan.scratch.file_system())),
+            Some(caches::sentence()),
             Some(format!("load average before the run: {}", load.split(' ').next().unwrap_or_default())),
             Some(format!("crac {}, release build, {}", env!("CARGO_PKG_VERSION"), rustc.trim())),
             plan.criu.as_deref().and_then(criu_version).map(|version| format!("CRIU {version}")),

@@ -184,11 +184,15 @@ fn build() -> Result<()> {
     let mut build = shell::cargo(["build", "--release", "--bins", "--package", "crac-cli", "--package", "web-server"]);
     build.args(["--package", "crac-benches", "--features", "web-server/tls,crac-benches/tls"]);
     shell::run(&mut build, BUILD_DEADLINE)?;
-    build_floor(&workspace::root().join("benches/floor/floor.rs"), &workspace::metadata()?.target_directory.join("release/floor"))
+    let (sources, programs) = (workspace::root().join("benches/static"), workspace::metadata()?.target_directory.join("release"));
+    ["floor", "begin"].into_iter().try_for_each(|name| {
+        build_static(&sources.join(name).with_extension("rs"), &programs.join(name))
+            .with_context(|| format!("cannot build `{name}`"))
+    })
 }
 
-/// Compiles the program that does nothing but answer, statically linked.
-fn build_floor(source: &Path, program: &Path) -> Result<()> {
+/// Compiles a program of one file, statically linked.
+fn build_static(source: &Path, program: &Path) -> Result<()> {
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc.args(["--edition", "2024", "-O", "-C", "panic=abort", "-C", "target-feature=+crt-static", "-o"]);
     shell::run(rustc.arg(program).arg(source), BUILD_DEADLINE)

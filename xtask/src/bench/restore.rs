@@ -1,6 +1,7 @@
 //! Restore by either engine, against cold starts and against the floor; and the checkpoints before them.
 
 use anyhow::{Result, ensure};
+use crac_testing::lab::Lab;
 
 use super::{
     plan::Plan,
@@ -21,8 +22,11 @@ const AIMS: [(usize, f64); 2] = [(16, 10.0), (1024, 300.0)];
 struct Size {
     mib: usize,
     floor: Way,
+    /// With nothing but a few starts of this kind right before.
+    floor_at_once: Way,
     cold_start: Way,
     native: Way,
+    native_at_once: Way,
     native_uncached: Way,
     criu: Way,
     criu_uncached: Way,
@@ -72,6 +76,7 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
                 count_criu(plan, &mut size.criu, timed)?;
             }
         }
+        at_once(plan, &lab, &native, rounds.native, &mut size);
         uncached(plan, &native, &mut size)?;
         if let Some(images) = criu {
             images.forget()?;
@@ -79,7 +84,8 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
             count_criu(plan, &mut size.criu_uncached, timed)?;
         }
     }
-    let failed = size.native.failed + size.native_uncached.failed + size.floor.failed;
+    let at_once = size.native_at_once.failed + size.floor_at_once.failed;
+    let failed = size.native.failed + size.native_uncached.failed + size.floor.failed + at_once;
     ensure!(failed == 0, "the native engine or the floor failed {failed} times at {mib} MiB");
     size.native_image = native.taken;
     size.criu_image = by_criu.map(|images| images.taken).unwrap_or_default();
@@ -92,6 +98,20 @@ fn take_by_criu(plan: &Plan, images: &mut Option<Images>, cold: &mut Way) -> Res
     match images.take(cold) {
         Ok(()) => Ok(true),
         Err(error) => plan.criu_failed(&format!("{error:#}")).map(|()| false),
+    }
+}
+
+/// Restores and starts of the floor one right after the other, each asked once: what they have in common is in the processor's
+/// caches.
+fn at_once(plan: &Plan, lab: &Lab, native: &Images, rounds: usize, size: &mut Size) {
+    for round in 0..=rounds {
+        let floor = starts::floor(plan, lab, &size.floor_at_once);
+        let timed = native.restore_and_ask_once(&size.native_at_once);
+        // The first two come after something else.
+        if round > 0 || floor.is_err() || timed.is_err() {
+            size.floor_at_once.add(floor);
+            size.native_at_once.add(timed);
+        }
     }
 }
 
@@ -146,7 +166,7 @@ fn sections(sizes: &[Size]) -> Vec<Section> {
         Plot { name: "last-page", title: "From start until every page was read", ..plot(sizes, |way| &way.all) },
     );
     last.short = to_the_last_page(sizes).into_iter().collect();
-    vec![first, hundredth, last, images(sizes)]
+    vec![first, in_succession(sizes), hundredth, last, images(sizes)]
 }
 
 /// One question about all ways.
@@ -165,6 +185,34 @@ fn answers(sizes: &[Size], runs: impl Fn(&Way) -> &Runs, plot: Plot) -> Section 
     }
     let text = table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x native"], &rows);
     Section { title: plot.title, text, plots: vec![plot], ..Section::default() }
+}
+
+/// The first answer where nothing else ran before.
+fn in_succession(sizes: &[Size]) -> Section {
+    let rows = sizes.iter().flat_map(|size| [("floor", size, &size.floor_at_once), ("native", size, &size.native_at_once)]);
+    let rows = rows.map(|(name, size, way)| {
+        let [min, median, max, times] = cells(&way.first, &size.floor_at_once.first);
+        let [runs, failed] = [way.first.len(), way.failed].map(|count| count.to_string());
+        [size.mib.to_string(), name.to_owned(), runs, failed, min, median, max, times]
+    });
+    let rows: Vec<_> = rows.collect();
+    let text = format!(
+        "As above, but nothing runs between a start of the floor and one from the image: each is asked once and ended, and the next \
+         begins. Their code, the kernel's, and the pages of the image are warm in the processor's caches then, where above some \
+         milliseconds of other work come before each start.\n\n{}",
+        table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x floor"], &rows)
+    );
+    let ratio = by_size(sizes, |size| times(&size.native_at_once.first, &size.floor_at_once.first));
+    let took = by_size(sizes, |size| Some(size.native_at_once.first.median().as_secs_f64() * 1e3));
+    let short = took.zip(ratio).map(|(took, ratio)| {
+        format!("One right after the other, a restore by the native engine takes to the first answer {took} (in ms); as many times as long as the floor: {ratio}.")
+    });
+    Section {
+        title: "From start to the first answer, in quick succession",
+        short: short.into_iter().collect(),
+        text,
+        plots: Vec::new(),
+    }
 }
 
 fn plot(sizes: &[Size], runs: impl Fn(&Way) -> &Runs) -> Plot {
@@ -279,11 +327,11 @@ pub(super) fn method() -> String {
          reconnects before it answers. *Native* executes the image; *CRIU* is `crac restore` of an image that CRIU took of the same \
          service. *Cold start* is the service without an image: it warms the state up. *Floor* is a static program that binds, answers, \
          and does nothing else. Times run from the moment in which the program is executed (noted by the one that executes it, \
-         `benches/src/bin/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after three quarters of what \
+         `benches/static/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after three quarters of what \
          the fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of \
          the state.\n\n\
          In turn: a start and a checkpoint by each engine (native first, then CRIU first, and so on), one restore by each that is not counted, then floor, native, CRIU, floor, \
-         native ..., then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
+         native ..., then floor and native in quick succession, then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
          native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and again from the beginning. CRIU's cache of kernel features is warm. A start that is not answered \
          within a minute, or a refused checkpoint, is counted as failed."
     )
@@ -307,15 +355,18 @@ mod tests {
     fn size(mib: usize, native: u64, criu: u64) -> Size {
         let native_image = Taken { took: runs(30), bytes: 3 << 20, plain_write: runs(10), failed: 0 };
         let floor = Way { hundredth: Runs::default(), all: Runs::default(), ..way(1) };
-        Size { mib, floor, native: way(native), criu: Way { failed: 1, ..way(criu) }, native_image, ..Size::default() }
+        let (floor_at_once, native_at_once) = (way(2), way(3));
+        let size = Size { floor_at_once, native_at_once, ..Size::default() };
+        Size { mib, floor, native: way(native), criu: Way { failed: 1, ..way(criu) }, native_image, ..size }
     }
 
     #[test]
     fn ratios_are_to_the_native_engine_and_failures_are_told() {
-        let [first, hundredth, last, images] = <[Section; 4]>::try_from(sections(&[size(16, 2, 100)])).unwrap();
+        let [first, at_once, hundredth, last, images] = <[Section; 5]>::try_from(sections(&[size(16, 2, 100)])).unwrap();
         assert!(first.text.contains("| 16 | CRIU | 1 | 1 | 100 | 100 | 100 | 50.0 |"), "{}", first.text);
         assert!(first.text.contains("| 16 | floor | 1 | 0 | 1.00 | 1.00 | 1.00 | 0.50 |"), "{}", first.text);
         assert!(!first.text.contains("page cache cold"), "{}", first.text);
+        assert!(at_once.text.contains("| 16 | native | 1 | 0 | 3.00 | 3.00 | 3.00 | 1.50 |"), "{}", at_once.text);
         assert!(hundredth.text.contains("| 16 | native | 1 | 0 | 3.00 |") && !hundredth.text.contains("floor"));
         assert!(last.text.contains("| 16 | CRIU | 1 | 1 | 102 |"), "{}", last.text);
         assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);

@@ -4,10 +4,13 @@ use std::{
     fs::File,
     io::Write as _,
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -17,7 +20,7 @@ use crac_testing::{
     programs::program,
     wait_until,
 };
-use rustix::fs::Advice;
+use rustix::fs::{Advice, MemfdFlags};
 
 use super::plan::Plan;
 use crate::measure::Runs;
@@ -132,17 +135,17 @@ enum Asked {
 /// Starts a service in `lab` and times it, from the moment in which its program is executed. The client keeps quiet for three
 /// quarters of what the fastest run so far took: to ask takes time of a processor.
 fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Asked) -> Result<(Service, Timed), String> {
-    let note = lab.file("begun");
-    let command = noting(lab, &note, command);
+    let note = Note::new().map_err(|error| format!("memfd_create: {error}"))?;
+    let command = noting(lab, &note.path(), command);
     let started = now();
     let quiet = so_far.made.min() + so_far.first.min() * 3 / 4;
-    let (service, _) = Service::try_timed_after(quiet, command, addr, "/")?;
+    let (mut service, _) = Service::try_timed_after(quiet, command, addr, "/")?;
     let answered = now();
-    let begun = std::fs::read_to_string(&note).ok().and_then(|text| Some(Duration::from_nanos(text.parse().ok()?)));
-    let begun = begun.ok_or_else(|| format!("`begin` has left nothing in {}", note.display()))?;
+    let begun = note.read().ok_or_else(|| format!("`begin` has left nothing in {}", note.path().display()))?;
     let since = |now: Duration| now.saturating_sub(begun);
     let mut timed = Timed { made: begun.saturating_sub(started), first: since(answered), hundredth: None, all: None, fetched: 0 };
     if asked != Asked::Once {
+        service.collect();
         ask_again(addr).map_err(|error| format!("{error:?}"))?;
         timed.hundredth = Some(since(now()));
     }
@@ -157,7 +160,25 @@ fn time(lab: &Lab, so_far: &Way, command: &Command, addr: SocketAddr, asked: Ask
     Ok((service, timed))
 }
 
-/// `command` behind `begin` (`benches/src/bin/begin.rs`), which leaves in `note` when it executed it.
+/// Where `begin` notes the time. In memory: the kernel writes a file on a disk that takes the place of another out at once, and the
+/// disk would answer while the program is timed.
+struct Note(OwnedFd);
+
+impl Note {
+    fn new() -> rustix::io::Result<Self> {
+        rustix::fs::memfd_create("begun", MemfdFlags::CLOEXEC).map(Self)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
+    }
+
+    fn read(&self) -> Option<Duration> {
+        Some(Duration::from_nanos(std::fs::read_to_string(self.path()).ok()?.parse().ok()?))
+    }
+}
+
+/// `command` behind `begin` (`benches/static/begin.rs`), which leaves in `note` when it executed it.
 fn noting(lab: &Lab, note: &Path, command: &Command) -> Command {
     let mut noting = lab.command(program("begin"));
     noting.arg(note).arg(command.get_program()).args(command.get_args());
@@ -172,7 +193,7 @@ fn noting(lab: &Lab, note: &Path, command: &Command) -> Command {
 
 /// By the clock that `begin` uses.
 fn now() -> Duration {
-    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)).unwrap_or_default()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn ask_again(addr: SocketAddr) -> Result<(), NoAnswer> {
@@ -269,17 +290,26 @@ impl Images {
         serde_json::from_str(&stdout).context("what `crac checkpoint --json` says")
     }
 
+    /// Starts a life from the last image, times it as `so_far` until the first answer, and ends it.
+    pub(super) fn restore_and_ask_once(&self, so_far: &Way) -> Result<Timed, String> {
+        self.restore_asking(so_far, Asked::Once)
+    }
+
     /// Starts a life from the last image, times it as `so_far`, and ends it.
     pub(super) fn restore(&self, so_far: &Way) -> Result<Timed, String> {
+        self.restore_asking(so_far, self.asked())
+    }
+
+    fn restore_asking(&self, so_far: &Way, asked: Asked) -> Result<Timed, String> {
         let addr = free_addr();
         let Some(criu) = &self.criu else {
             let command = self.program.again(self.lab.command(self.path()), addr);
-            return Ok(time(&self.lab, so_far, &command, addr, self.asked())?.1);
+            return Ok(time(&self.lab, so_far, &command, addr, asked)?.1);
         };
         let mut command = self.lab.command(program("crac"));
         command.arg("restore").arg(self.path()).env("CRAC_CRIU_PATH", criu);
         let command = self.program.again(command, addr);
-        let timed = time(&self.lab, so_far, &command, addr, self.asked()).map(|(_, timed)| timed);
+        let timed = time(&self.lab, so_far, &command, addr, asked).map(|(_, timed)| timed);
         // Its process id is needed again, and it ends a moment after the command that has restored it.
         wait_until("the process id is free", || (!Path::new(&format!("/proc/{}", self.pid)).exists()).then_some(()));
         timed
