@@ -143,8 +143,8 @@ obstacle_kinds! {
         "detach it in before_checkpoint";
     MemoryOther = "memory-other", "A mapping of a kind the engine does not know.",
         "unmap it in before_checkpoint";
-    AllocatorRaw = "allocator-raw", "`madvise` of this program is not intercepted: freed memory would come back with old bytes.",
-        "link crac into the executable itself (crac::main does), or set the policy `allocator-raw = keep`: the image is then always restored eagerly";
+    AllocatorRaw = "allocator-raw", "Memory is given back past crac's `madvise`: where zeros are expected, the old bytes would come back.",
+        "link crac into the executable itself (crac::main does) and call `madvise` by its name, or set the policy `allocator-raw = keep`: the image is then always restored eagerly";
     // Threads and process
     ThreadUnstoppable = "thread-unstoppable", "A thread could not be stopped in time.",
         "see whether the named thread is stuck in the kernel or blocks the freeze signal";

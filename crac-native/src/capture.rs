@@ -30,6 +30,7 @@ use crate::{
     arch::{self, Resume},
     arena::Arena,
     beside::{Beside, Copy, Progress, Reporter},
+    clock::layer,
     confined,
     engine::Options,
     exec,
@@ -39,7 +40,9 @@ use crate::{
     form::ImageForm,
     freeze::{self, FreezeError, Frozen, ThreadState, Watch},
     layout::Header,
-    madvise, manifest, resumed,
+    madvise, manifest,
+    raw_advice::{self, Place},
+    resumed,
     stub::Stub,
     tables::Memory,
     writer::{self, ImageFile},
@@ -112,6 +115,7 @@ pub(crate) fn capture<B: Send + 'static>(
         loader,
         clock,
         is_interposed: options.interposed && madvise::is_interposed(),
+        raw_advice: Vec::new(),
         obstacles: ObstacleSink::new(&arena),
         dumpable: 1,
         resume: Resume::default(),
@@ -125,6 +129,7 @@ pub(crate) fn capture<B: Send + 'static>(
     let dumpable = process::get_result(libc::PR_GET_DUMPABLE).map_err(failed("reading whether the process can be dumped"))?;
     process::set_dumpable(1).map_err(failed("looking at the process itself"))?;
     work.dumpable = dumpable as u32;
+    work.raw_advice = raw_advice(&work.loader);
     // Of this thread the kernel is told again what `rt_sigreturn` tells it of the others.
     let stack = signal::alternate_stack().map_err(failed("reading the alternate signal stack"))?;
     let mask = signal::set_mask(u64::MAX).map_err(failed("blocking signals"))?;
@@ -172,6 +177,16 @@ pub(crate) fn capture<B: Send + 'static>(
     }
 }
 
+/// Code of this program that gives memory back past `madvise`.
+fn raw_advice(loader: &Range<usize>) -> Vec<Place> {
+    let mut known = layer::c_library();
+    known.push(loader.clone());
+    raw_advice::look(&known).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the code of this process cannot be read, so a program that gives memory back by system calls of its own is not recognised");
+        Vec::new()
+    })
+}
+
 /// Everything the frozen part works with.
 struct Work<'a, 'r> {
     options: &'a Options,
@@ -191,6 +206,8 @@ struct Work<'a, 'r> {
     clock: ClockPlan,
     /// Whether `madvise` is ours in this program; the answer takes the loader's lock.
     is_interposed: bool,
+    /// Code that calls it past that.
+    raw_advice: Vec<Place>,
     obstacles: ObstacleSink<'a>,
     /// `PR_GET_DUMPABLE` before the capture.
     dumpable: u32,

@@ -22,7 +22,8 @@
 //! * `x86_64` Linux with `CONFIG_CHECKPOINT_RESTORE` (every distribution's kernel) and `/proc`; glibc, static or dynamic. On
 //!   other targets the crate compiles and `capture` answers [`Unsupported`](crac_core::EngineError::Unsupported).
 //! * The crate is linked into the executable itself: it defines the symbol `madvise`, through which allocators give memory
-//!   back. See the obstacle [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw). It defines `sched_getaffinity`, too, for the few
+//!   back. Code that does so by a system call of its own is found and refused: see the obstacle
+//!   [`AllocatorRaw`](crac_core::ObstacleKind::AllocatorRaw). It defines `sched_getaffinity`, too, for the few
 //!   milliseconds in which a restored life is on one processor ([`Engine::spread`](crac_core::Engine::spread)).
 //! * An image is restored by the user it was captured as, with at least the same capabilities, on a kernel of the same version or
 //!   a later one (the same build, where its clocks are not continued by a proxy), on a processor with the same features. Everything
@@ -92,6 +93,8 @@ mod owners;
 mod pages;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod plan;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod raw_advice;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod record;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -6,7 +6,9 @@
 //! name. For memory of the image it maps fresh anonymous memory instead; for all else it is the system call. That splits mappings,
 //! of which a process may have 65 530: from half of them on, memory of the image is overwritten with zeros where it is.
 //!
-//! Users of the bare system call are not caught; glibc's own trimming does not rely on zeros.
+//! Whoever calls it by its number through `syscall(3)` comes here by way of the shim of the clocks, where that is in place;
+//! who has an instruction of its own is found beforehand ([`raw_advice`](crate::raw_advice)). glibc's own trimming does not rely
+//! on zeros.
 //!
 //! After an eager restore memory is what it was, and there is nothing to do.
 #![allow(unsafe_code, reason = "replaces a function of the C library and mappings of the image")]
@@ -54,8 +56,28 @@ struct Range {
 /// As of the system call: the caller owns the range.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, advice: i32) -> i32 {
+    // SAFETY: the caller's promise.
+    answer(unsafe { advise(address.addr(), len, advice) })
+}
+
+/// The same for whoever calls it by its number: zero, or less by an error's number. Called by the shim, on any thread.
+///
+/// # Safety
+///
+/// As of the system call.
+pub(crate) unsafe extern "C" fn by_number(address: usize, len: usize, advice: i32) -> isize {
+    // SAFETY: the caller's promise.
+    match unsafe { advise(address, len, advice) } {
+        Ok(()) => 0,
+        Err(errno) => -(errno.number() as isize),
+    }
+}
+
+/// # Safety
+///
+/// As of the system call.
+unsafe fn advise(start: usize, len: usize, advice: i32) -> Result<(), Errno> {
     let _inside = Inside::enter();
-    let start = address.addr();
     let is_ours = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) && start.is_multiple_of(PAGE_SIZE);
     if is_ours && COUNT.load(Ordering::Acquire) != 0 {
         let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
@@ -66,11 +88,11 @@ pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, 
         let still_mapped = touched && unsafe { mem::advise(start, len, libc::MADV_FREE) }.is_err();
         if still_mapped {
             // SAFETY: the caller's promise.
-            return answer(unsafe { give_up(start, end, advice) });
+            return unsafe { give_up(start, end, advice) };
         }
     }
     // SAFETY: the caller's promise.
-    answer(unsafe { mem::advise(start, len, advice) })
+    unsafe { mem::advise(start, len, advice) }
 }
 
 thread_local! {

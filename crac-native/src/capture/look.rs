@@ -21,6 +21,7 @@ use crate::{
     madvise,
     pages::Pages,
     plan::{self, Class},
+    raw_advice::Place,
     settings,
     stub::{ELF_HEADER_BYTES, Stub},
     tables::{Memory, Sources},
@@ -60,7 +61,6 @@ impl<'a> Work<'a, '_> {
             kcmp: self.options.kcmp,
             duplicate_query: self.options.duplicate_query,
         };
-        let is_eager = self.is_eager();
         let obstacles = &mut self.obstacles;
         let descriptors = descriptors::survey(&survey, obstacles).map_err(|errno| ("looking at the open descriptors", errno))?;
         let facts = facts::process(arena, self.options.filters_at_start, obstacles)?;
@@ -75,8 +75,12 @@ impl<'a> Work<'a, '_> {
         facts::interval_timers(&mut settings).map_err(|errno| ("reading interval timers", errno))?;
         settings::changed(threads.map(|(tid, state, _)| (tid, state.name, state.timer_slack_ns)), &mut settings, obstacles)
             .map_err(|errno| ("reading how threads are scheduled", errno))?;
-        if !self.is_interposed && !is_eager {
+        let is_kept = |subject: &str| self.request.policy.decide(ObstacleKind::AllocatorRaw, subject) == Action::Keep;
+        if !self.is_interposed && !is_kept("") {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
+        }
+        for Place { name, address } in self.raw_advice.iter().filter(|place| !is_kept(&place.name)) {
+            obstacles.push(ObstacleKind::AllocatorRaw, format_args!("{name}, by a system call of its own at {address:#x}"));
         }
         if let Some(missing) = self.clock.missing {
             obstacles.push(ObstacleKind::Clock, format_args!("clock = proxy: {missing}"));
@@ -124,10 +128,10 @@ impl<'a> Work<'a, '_> {
         })
     }
 
-    /// Whether freed memory could come back with old bytes, and the policy wants an image all the same: one that is read when it is
-    /// restored, whose memory is anonymous as before.
+    /// Whether freed memory could come back with old bytes, and the policy wants an image all the same - there is none otherwise -:
+    /// one that is read when it is restored, whose memory is anonymous as before.
     fn is_eager(&self) -> bool {
-        !self.is_interposed && self.request.policy.decide(ObstacleKind::AllocatorRaw, "") == Action::Keep
+        !self.is_interposed || !self.raw_advice.is_empty()
     }
 
     /// Memory: every mapping, every page. In continue mode a copy of the process does this, and `maps` is the original's own

@@ -169,6 +169,39 @@ type WaitUntil = unsafe extern "C" fn(*mut libc::pthread_cond_t, *mut libc::pthr
 type SetTimer = unsafe extern "C" fn(i32, i32, *const libc::itimerspec, *mut libc::itimerspec) -> i32;
 type LockUntil = unsafe extern "C" fn(*mut libc::pthread_mutex_t, libc::clockid_t, *const libc::timespec) -> i32;
 
+/// Addresses of the code that the dynamic loader knows, or a static program: those that are wanted by the name of their file, which
+/// is empty for the program itself, and by themselves. Takes the loader's lock.
+fn code_segments(is_wanted: &dyn Fn(&CStr, &Range<usize>) -> bool) -> Vec<Range<usize>> {
+    struct Search<'a> {
+        is_wanted: &'a dyn Fn(&CStr, &Range<usize>) -> bool,
+        found: Vec<Range<usize>>,
+    }
+    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut libc::c_void) -> i32 {
+        // SAFETY: the loader hands a filled record to the callback.
+        let info = unsafe { &*info };
+        // SAFETY: `code_segments` hands its own search over, and does not touch it meanwhile.
+        let search = unsafe { &mut *search.cast::<Search<'_>>() };
+        // SAFETY: the loader's name of the object, which stays while it holds its lock.
+        let name = if info.dlpi_name.is_null() { c"" } else { unsafe { CStr::from_ptr(info.dlpi_name) } };
+        for index in 0..usize::from(info.dlpi_phnum) {
+            let at = info.dlpi_phdr.wrapping_add(index);
+            // SAFETY: the loader's table has `dlpi_phnum` entries.
+            let header = unsafe { at.read() };
+            let start = (info.dlpi_addr + header.p_vaddr) as usize;
+            let range = start..start + header.p_filesz as usize;
+            let is_code = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
+            if is_code && (search.is_wanted)(name, &range) {
+                search.found.push(range);
+            }
+        }
+        0
+    }
+    let mut search = Search { is_wanted, found: Vec::new() };
+    // SAFETY: the callback gets the search that lives here.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    search.found
+}
+
 /// The functions of the C library that wait until a moment, as other libraries see them.
 struct Functions {
     syscall: Syscall,
@@ -213,42 +246,17 @@ impl Functions {
 
     /// The code that holds them: one library, or with old versions several.
     fn code(&self) -> Result<Vec<Code>, String> {
-        struct Search {
-            wanted: Vec<usize>,
-            found: Vec<Range<usize>>,
-        }
-        unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut libc::c_void) -> i32 {
-            // SAFETY: the loader hands a filled record to the callback.
-            let info = unsafe { &*info };
-            // SAFETY: `code` hands its own search over, and does not touch it meanwhile.
-            let search = unsafe { &mut *search.cast::<Search>() };
-            for index in 0..usize::from(info.dlpi_phnum) {
-                let at = info.dlpi_phdr.wrapping_add(index);
-                // SAFETY: the loader's table has `dlpi_phnum` entries.
-                let header = unsafe { at.read() };
-                let start = (info.dlpi_addr + header.p_vaddr) as usize;
-                let range = start..start + header.p_filesz as usize;
-                let is_code = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
-                if is_code && search.wanted.iter().any(|address| range.contains(address)) {
-                    search.found.push(range);
-                }
-            }
-            0
-        }
         let wanted = [
             self.syscall as *const () as usize,
             self.sleep as *const () as usize,
             self.wait as *const () as usize,
             self.set_timer as *const () as usize,
         ];
-        let mut search = Search { wanted: wanted.to_vec(), found: Vec::new() };
-        // SAFETY: the callback gets the search that lives here.
-        unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
-        if search.found.is_empty() {
+        let found = code_segments(&|_, range| wanted.iter().any(|address| range.contains(address)));
+        if found.is_empty() {
             return Err("the C library's code is not found".into());
         }
-        search.found.dedup();
-        Ok(search.found.iter().map(|range| Code { start: range.start, len: range.len() }).collect())
+        Ok(found.iter().map(|range| Code { start: range.start, len: range.len() }).collect())
     }
 
     /// Waits until a moment long past in every way that programs have, and sees whether each led through the shim.
@@ -301,6 +309,41 @@ impl Functions {
         unsafe { libc::close(timer) };
         set
     }
+}
+
+/// Addresses of the C library's code. Takes the dynamic loader's lock.
+#[cfg(not(target_feature = "crt-static"))]
+pub(crate) fn c_library() -> Vec<Range<usize>> {
+    let code = Functions::find().and_then(|functions| functions.code()).unwrap_or_default();
+    code.into_iter().map(|code| code.start..code.start + code.len).collect()
+}
+
+#[cfg(target_feature = "crt-static")]
+std::arch::global_asm!(
+    ".pushsection .data.rel.ro, \"aw\", @progbits",
+    ".balign 8",
+    ".hidden crac_c_library_madvise",
+    ".globl crac_c_library_madvise",
+    "crac_c_library_madvise:",
+    ".weak __madvise",
+    ".quad __madvise",
+    ".weak posix_madvise",
+    ".quad posix_madvise",
+    ".popsection",
+);
+
+/// The same in a static program, of which it is a part: of its `madvise`, as far as that is there, and of the second C library that
+/// comes along with libraries that such a program opens. What those call by name is not crac's.
+#[cfg(target_feature = "crt-static")]
+pub(crate) fn c_library() -> Vec<Range<usize>> {
+    unsafe extern "C" {
+        safe static crac_c_library_madvise: [usize; 2];
+    }
+    /// From the entry of such a function to behind its system call.
+    const LEN: usize = 32;
+    let own = crac_c_library_madvise.iter().filter(|entry| **entry != 0).map(|entry| *entry..*entry + LEN);
+    let second = code_segments(&|name, _| name.to_bytes().rsplit(|byte| *byte == b'/').next() == Some(b"libc.so.6"));
+    own.chain(second).collect()
 }
 
 /// Whether a proxy stands where this program knows the vdso.

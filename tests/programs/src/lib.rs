@@ -77,8 +77,6 @@ pub enum Fate {
     Restored,
     /// The checkpoint is refused for it, and the original goes on.
     Refused(ObstacleKind),
-    /// It is another one in the restored life, in this way: a limit that cannot be found out beforehand.
-    Different(&'static str),
 }
 
 /// What becomes of a feature when CRIU saves the process.
@@ -112,11 +110,16 @@ pub const FEATURES: &[Feature] = &[
     restored(Area::Memory, "file-data", "a large file mapped to be read: referred to, not copied; its identity is checked"),
     restored(Area::Memory, "file-deleted", "a private mapping of a deleted file, beyond its end too"),
     restored(Area::Memory, "discarded", "memory given back (`MADV_DONTNEED`) reads as zeros, in later lives too"),
-    Feature {
-        fate: Fate::Different("its old bytes come back, where a restore is lazy"),
-        ..restored(Area::Memory, "discarded-bare", "the same by a system call of one's own, not through `madvise(3)`")
-    },
-    restored(Area::Memory, "discarded-crowded", "the same in a process with as many mappings as the kernel allows")
+    restored(Area::Memory, "discarded-by-number", "the same by the number of the system call (`syscall(3)`)"),
+    refused(
+        Area::Memory,
+        "discarded-bare",
+        "the same by an instruction of one's own, past the C library",
+        ObstacleKind::AllocatorRaw,
+    )
+    .with_criu(WithCriu::Restored),
+    restored(Area::Memory, "discarded-bare-kept", "the same by the policy `allocator-raw = keep`: the image is read, not mapped"),
+    restored(Area::Memory, "discarded-crowded", "it reads as zeros in a process with as many mappings as the kernel allows")
         .with_criu(Untried("it is about the native engine's way to map images")),
     restored(Area::Memory, "freed", "memory given back lazily (`MADV_FREE`)"),
     restored(Area::Memory, "wiped-on-fork", "`MADV_WIPEONFORK`: comes back empty, as in a fork"),

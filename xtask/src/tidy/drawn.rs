@@ -67,7 +67,6 @@ fn features() -> String {
             let fate = match feature.fate {
                 Fate::Restored => "restored".to_owned(),
                 Fate::Refused(kind) => format!("refused: `{kind}`"),
-                Fate::Different(how) => format!("**no**: {how}"),
             };
             let with_criu = match feature.with_criu {
                 WithCriu::Restored => "restored".to_owned(),

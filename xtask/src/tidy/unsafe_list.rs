@@ -40,6 +40,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("tests/src/bin/odd_criu.rs", "takes the connection that it was started with, by its number"),
     ("tests/src/bin/restricted.rs", "asks the kernel to refuse new code, and whether it does"),
     ("benches/src/bin/pause.rs", "forks, to have something to compare with"),
+    ("tests/allocators/tests/raw/pages.rs", "an allocator that gives memory back by its own means"),
     ("tests/programs/tests/suite/", "do what other people's code does, with calls that no crate offers"),
     ("crac-audit/tests/audit.rs", "traces a child"),
     ("crac-macros/tests/ui/pass/signature_is_kept.rs", "shows that an unsafe function stays unsafe"),

@@ -75,7 +75,7 @@ fn round(feature: &Feature, lab: &Lab) {
         None => life.said(WELL),
     };
     match feature.fate {
-        Fate::Restored | Fate::Different(_) => {
+        Fate::Restored => {
             first.said("");
             let start = |image: &str, task| lab.start(&lab.path(image), task);
             if feature.is_alone {

@@ -18,7 +18,9 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("file-data", file_data),
     ("file-deleted", file_deleted),
     ("discarded", discarded),
+    ("discarded-by-number", discarded_by_number),
     ("discarded-bare", discarded_bare),
+    ("discarded-bare-kept", discarded_bare_kept),
     ("discarded-crowded", discarded_crowded),
     ("freed", freed),
     ("wiped-on-fork", wiped_on_fork),
@@ -174,15 +176,45 @@ fn discarded(lives: Lives) {
     })
 }
 
-/// Nothing stands between such a call and the kernel, for which the memory is a file's.
-fn discarded_bare(lives: Lives) {
+fn discarded_by_number(lives: Lives) {
     let map = Map::new(4 * PAGE, RW, PRIVATE);
-    let is_lazy = std::env::var_os("CRAC_TEST_ENGINE").is_none();
-    lives.each(|life| {
+    let discard = |at: usize| {
+        // SAFETY: pages of this program's own mapping, which are looked at again as what they are then.
+        unsafe { libc::syscall(libc::SYS_madvise, map.address() + at, map.len() - at, libc::MADV_DONTNEED) }
+    };
+    lives.each(|_| {
         map.fill(0, 4 * PAGE, 0xaa);
-        call(libc::SYS_madvise, [map.address(), map.len(), libc::MADV_DONTNEED as usize]).unwrap();
-        let expected = if life == Life::Restored && is_lazy { 0xaa } else { 0 };
-        assert!(map.all(0, 4 * PAGE, expected));
+        assert_eq!(discard(0), 0);
+        assert!(map.all(0, 4 * PAGE, 0));
+        map.fill(0, 4 * PAGE, 0xaa);
+        // What the kernel refuses is refused, as it would do that.
+        assert_eq!((discard(1), std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINVAL)));
+        assert!(map.all(0, 4 * PAGE, 0xaa));
+    })
+}
+
+fn discarded_bare(lives: Lives) {
+    by_an_instruction_of_its_own(lives)
+}
+
+fn discarded_bare_kept(lives: Lives) {
+    by_an_instruction_of_its_own(lives.policy("allocator-raw:memory* = keep"))
+}
+
+/// Nothing stands between such a call and the kernel, for which lazily restored memory is a file's.
+fn by_an_instruction_of_its_own(lives: Lives) {
+    let map = Map::new(4 * PAGE, RW, PRIVATE);
+    let code = Map::new(PAGE, RW, PRIVATE);
+    // mov eax, 28; syscall; ret
+    [0xb8, 28, 0, 0, 0, 0x0f, 0x05, 0xc3].into_iter().enumerate().for_each(|(at, byte)| code.set(at, byte));
+    code.protect(libc::PROT_READ | libc::PROT_EXEC);
+    type Advise = extern "C" fn(usize, usize, i32) -> isize;
+    // SAFETY: the code above is a function of three parameters that makes one system call.
+    let advise = unsafe { std::mem::transmute::<*const (), Advise>(std::ptr::with_exposed_provenance(code.address())) };
+    lives.each(move |_| {
+        map.fill(0, 4 * PAGE, 0xaa);
+        assert_eq!(advise(map.address(), map.len(), libc::MADV_DONTNEED), 0);
+        assert!(map.all(0, 4 * PAGE, 0));
         map.fill(0, 4 * PAGE, 0xaa);
     })
 }
