@@ -403,7 +403,7 @@ pub(crate) fn stopped(stop: Stop, path: &Path) -> EngineError {
         },
         Stop::Exec(errno) => EngineError::Failed {
             what: format!("cannot execute the image {}: {errno}; it was removed", path.display()),
-            hint: "hint: is the filesystem mounted noexec, or does a security policy forbid it?".into(),
+            hint: "hint: is the file system mounted noexec, or does a security policy (fapolicyd) forbid it? An image that holds data alone is not executed: `--data-only`, `image_form = \"data-only\"`".into(),
         },
     }
 }

@@ -1,4 +1,5 @@
-//! Where an image may not be executed: `noexec` mounts, `MemoryDenyWriteExecute=`, `vm.memfd_noexec`, files without permission.
+//! Where an image may not be executed: `noexec` mounts, `MemoryDenyWriteExecute=`, `vm.memfd_noexec`, fapolicyd, files without
+//! permission.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -7,7 +8,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio},
 };
 
@@ -20,7 +21,8 @@ use crac_testing::{
     wait_until,
 };
 
-/// A shell in namespaces of its own: the lab's directory `images` is a `noexec` mount, and everything it starts is restricted.
+/// A shell in namespaces of its own: the lab's directory `images` is a mount on which nothing is executed, and everything it starts
+/// is restricted.
 struct World {
     lab: Lab,
     shell: Child,
@@ -50,18 +52,67 @@ impl World {
             restricted = quoted(&program("restricted")),
             rest = quoted(Path::new(rest)),
         );
+        let world = Self::enter(lab, &script);
+        if world.is_none() {
+            skip(name, "this user may not make namespaces, or the kernel lacks one of the restrictions");
+        }
+        world
+    }
+
+    /// One in which fapolicyd knows no program on `images`, a file system in memory, and watches that alone; nothing for nobody.
+    fn under_fapolicyd(name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            // What only root can do is left to the run of the suite as root.
+            return None;
+        }
+        let Some(fapolicyd) = std::env::var_os("CRAC_TEST_FAPOLICYD").map(PathBuf::from) else {
+            skip(name, "there is no fapolicyd; `cargo xtask test` fetches one");
+            return None;
+        };
+        let lab = Lab::new();
+        std::fs::create_dir(lab.file("images")).unwrap();
+        // It has its settings, its database and its own files at fixed paths, where nothing else here is missed.
+        let script = format!(
+            "set -e\nmount --make-rprivate /\n\
+             for at in /etc /run /var/lib /usr/share; do mount -t tmpfs none $at; mkdir $at/fapolicyd; done\n\
+             cp {package}/usr/share/fapolicyd/*.mgc /usr/share/fapolicyd\n\
+             printf '%s\\n' 'permissive = 0' 'uid = 0' 'gid = 0' 'watch_fs = tmpfs' 'trust = file' 'integrity = none' \
+             'do_stat_report = 0' > /etc/fapolicyd/fapolicyd.conf\n\
+             echo \"/bin/true $(stat -Lc %s /bin/true) $(sha256sum < /bin/true | cut -d ' ' -f 1)\" > /etc/fapolicyd/fapolicyd.trust\n\
+             for part in 10-languages 30-patterns 40-bad-elf 41-shared-obj 42-trusted-elf 70-trusted-lang 72-shell 90-deny-execute \
+             95-allow-open; do cat {package}/usr/share/fapolicyd/sample-rules/$part.rules; done > /etc/fapolicyd/compiled.rules\n\
+             mount -t tmpfs -o mode=700 none {images}\n\
+             {program} --debug-deny > {log} 2>&1 &\necho $! > fapolicyd.pid\nexec sh",
+            package = quoted(&fapolicyd.join("root")),
+            images = quoted(&lab.file("images")),
+            program = quoted(&fapolicyd.join("fapolicyd")),
+            log = quoted(&lab.file("fapolicyd.log")),
+        );
+        let mut world = Self::enter(lab, &script).expect("root can make namespaces");
+        world.run_ok("cp /bin/true images/unknown");
+        let log = world.lab.file("fapolicyd.log");
+        wait_until("fapolicyd refuses what it does not know", || {
+            let (status, said) = world.run("images/unknown");
+            assert!(status == 0 || status == 126, "{said}");
+            assert_eq!(world.run("kill -0 $(cat fapolicyd.pid)").0, 0, "{}", std::fs::read_to_string(&log).unwrap_or_default());
+            (status == 126).then_some(())
+        });
+        Some(world)
+    }
+
+    /// Runs `script` in namespaces of its own, which ends as a shell; nothing if it does not come to that.
+    fn enter(lab: Lab, script: &str) -> Option<Self> {
         let mut command = lab.command("unshare");
-        if !is_root {
+        if !rustix::process::geteuid().is_root() {
             command.args(["--user", "--map-root-user"]);
         }
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = command.spawn().unwrap();
         let (to, from) = (shell.stdin.take().unwrap(), BufReader::new(shell.stdout.take().unwrap()));
         let mut world = Self { lab, shell, to, from };
         if world.try_run("true").is_none() {
             let _ = world.shell.wait();
-            skip(name, "this user may not make namespaces, or the kernel lacks one of the restrictions");
             return None;
         }
         Some(world)
@@ -256,6 +307,42 @@ fn the_line_for_a_unit_takes_an_image_and_restores_it_where_everything_is_denied
     assert_eq!(generation(addr), 1);
     let said = std::fs::read_to_string(world.lab.file("log")).unwrap();
     assert!(!said.contains("cold"), "{said}");
+}
+
+#[test]
+fn it_comes_back_under_fapolicyd() {
+    let Some(mut world) = World::under_fapolicyd("it_comes_back_under_fapolicyd") else { return };
+    let is_generation = |addr: SocketAddr, generation: u64| {
+        let answer = http::exchange(addr, "GET", "/instance", "").ok()?;
+        (answer.status == 200 && answer.json()["generation"] == generation).then_some(())
+    };
+    let line = world.service();
+    let addr = world.start(&line);
+    assert_eq!(http::get(addr, "/counter").body.trim(), "1");
+    world.crac("checkpoint web-server --image images/web.crac");
+    assert_eq!(world.end(), 0);
+    // A program like any other, which nobody knows.
+    assert!(world.crac("inspect images/web.crac").contains("a program"));
+    assert_eq!(world.run("images/web.crac").0, 126);
+    let addr = world.restore("images/web.crac");
+    assert_eq!(http::get(addr, "/counter").body.trim(), "2");
+
+    // That it would execute.
+    let become_it = format!("{} checkpoint web-server --become --image images/next.crac", quoted(&program("crac")));
+    let (status, said) = world.run(&become_it);
+    assert!(status != 0 && said.contains("not permitted") && said.contains("--data-only"), "{status} {said}");
+    assert_eq!((generation(addr), world.run("ls images").1.trim()), (1, "unknown\nweb.crac"));
+    world.run_ok(&format!("{become_it} --data-only"));
+    wait_until("the service has become its image", || is_generation(addr, 2));
+    assert_eq!(http::get(addr, "/counter").body.trim(), "3");
+    world.run("kill -9 $(cat pid); wait $(cat pid)");
+    let denied = std::fs::read_to_string(world.lab.file("fapolicyd.log")).unwrap();
+    for name in ["web.crac", "next.crac"] {
+        assert!(denied.lines().any(|line| line.contains("dec=deny") && line.contains(name)), "{name}: {denied}");
+    }
+
+    let line = format!("{} run --image images/next.crac -- {line}", quoted(&program("crac")));
+    assert_eq!(generation(world.start(&line)), 2);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod criu;
 mod debian;
 mod demo;
 mod deny;
+mod fapolicyd;
 mod fuzz;
 mod kernels;
 mod linked;

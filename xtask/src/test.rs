@@ -1,6 +1,6 @@
 //! All tests: as whoever asks, and - if that is root - once more as nobody.
 
-use crate::{built, container, criu, kernels, linked, setup, shell, skips, workspace};
+use crate::{built, container, criu, fapolicyd, kernels, linked, setup, shell, skips, workspace};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -49,7 +49,8 @@ pub(crate) fn run() -> Result<()> {
         }
     };
     part("doctests".to_owned(), shell::run(&mut shell::cargo(["test", "--workspace", "--doc", "--quiet"]), DEADLINE));
-    let environment = criu::environment()?;
+    let mut environment = criu::environment()?;
+    environment.extend(fapolicyd::environment()?);
     part(format!("tests as {me}"), run_as(&me, &Selection::AllBut(&[]), &[], &environment));
     let nobody = Nobody::new(&target);
     match &nobody {
