@@ -41,7 +41,7 @@ use crate::{
     freeze::{self, FreezeError, Frozen, ThreadState, Watch},
     layout::Header,
     madvise, manifest,
-    raw_advice::{self, Place},
+    raw_advice::{self, Known, Place},
     resumed,
     stub::Stub,
     tables::Memory,
@@ -100,6 +100,11 @@ pub(crate) fn capture<B: Send + 'static>(
     madvise::touch();
     HEADER_AT.store(1, Ordering::SeqCst);
 
+    // A process that has changed its user may not look at itself in `/proc` any more.
+    let dumpable = process::get_result(libc::PR_GET_DUMPABLE).map_err(failed("reading whether the process can be dumped"))?;
+    process::set_dumpable(1).map_err(failed("looking at the process itself"))?;
+    let raw_advice = find_raw_advice(&arena, program, &loader);
+
     let mut work = Work {
         options,
         request,
@@ -115,9 +120,9 @@ pub(crate) fn capture<B: Send + 'static>(
         loader,
         clock,
         is_interposed: options.interposed && madvise::is_interposed(),
-        raw_advice: Vec::new(),
+        raw_advice: &raw_advice,
         obstacles: ObstacleSink::new(&arena),
-        dumpable: 1,
+        dumpable: dumpable as u32,
         resume: Resume::default(),
         own_state: ThreadState::default(),
         began,
@@ -125,11 +130,6 @@ pub(crate) fn capture<B: Send + 'static>(
         stage_count: 0,
         outcome: Ok(Saved::Here { bytes: 0 }),
     };
-    // A process that has changed its user may not look at itself in `/proc` any more.
-    let dumpable = process::get_result(libc::PR_GET_DUMPABLE).map_err(failed("reading whether the process can be dumped"))?;
-    process::set_dumpable(1).map_err(failed("looking at the process itself"))?;
-    work.dumpable = dumpable as u32;
-    work.raw_advice = raw_advice(&work.loader);
     // Of this thread the kernel is told again what `rt_sigreturn` tells it of the others.
     let stack = signal::alternate_stack().map_err(failed("reading the alternate signal stack"))?;
     let mask = signal::set_mask(u64::MAX).map_err(failed("blocking signals"))?;
@@ -177,14 +177,15 @@ pub(crate) fn capture<B: Send + 'static>(
     }
 }
 
-/// Code of this program that gives memory back past `madvise`.
-fn raw_advice(loader: &Range<usize>) -> Vec<Place> {
-    let mut known = layer::c_library();
-    known.push(loader.clone());
-    raw_advice::look(&known).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the code of this process cannot be read, so a program that gives memory back by system calls of its own is not recognised");
-        Vec::new()
-    })
+/// Code of this program that may give memory back past `madvise`. What cannot be read may.
+fn find_raw_advice(arena: &Arena, program: &[u8], loader: &Range<usize>) -> Vec<Place> {
+    let mut exempt = layer::c_library();
+    exempt.push(loader.clone());
+    let known = Known { segments: &layer::segments(), program, exempt: &exempt };
+    // In the arena, which is in no image, and not in the service's heap.
+    let piece = arena.zeroed(raw_advice::PIECE).map_err(std::io::Error::from);
+    let found = piece.and_then(|piece| raw_advice::look(&known, piece));
+    found.unwrap_or_else(|error| vec![Place { name: format!("code that cannot be read ({error})"), address: None }])
 }
 
 /// Everything the frozen part works with.
@@ -207,7 +208,7 @@ struct Work<'a, 'r> {
     /// Whether `madvise` is ours in this program; the answer takes the loader's lock.
     is_interposed: bool,
     /// Code that calls it past that.
-    raw_advice: Vec<Place>,
+    raw_advice: &'a [Place],
     obstacles: ObstacleSink<'a>,
     /// `PR_GET_DUMPABLE` before the capture.
     dumpable: u32,

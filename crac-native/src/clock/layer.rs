@@ -169,37 +169,38 @@ type WaitUntil = unsafe extern "C" fn(*mut libc::pthread_cond_t, *mut libc::pthr
 type SetTimer = unsafe extern "C" fn(i32, i32, *const libc::itimerspec, *mut libc::itimerspec) -> i32;
 type LockUntil = unsafe extern "C" fn(*mut libc::pthread_mutex_t, libc::clockid_t, *const libc::timespec) -> i32;
 
-/// Addresses of the code that the dynamic loader knows, or a static program: those that are wanted by the name of their file, which
-/// is empty for the program itself, and by themselves. Takes the loader's lock.
-fn code_segments(is_wanted: &dyn Fn(&CStr, &Range<usize>) -> bool) -> Vec<Range<usize>> {
-    struct Search<'a> {
-        is_wanted: &'a dyn Fn(&CStr, &Range<usize>) -> bool,
-        found: Vec<Range<usize>>,
-    }
-    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut libc::c_void) -> i32 {
+/// Executable memory of an object that the dynamic loader, or a static program, has mapped.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// The path of the object's file as the loader knows it; empty for the program itself.
+    pub(crate) name: Vec<u8>,
+    pub(crate) addresses: Range<usize>,
+}
+
+/// All of them. Takes the loader's lock.
+pub(crate) fn segments() -> Vec<Segment> {
+    unsafe extern "C" fn add(info: *mut libc::dl_phdr_info, _: usize, found: *mut libc::c_void) -> i32 {
         // SAFETY: the loader hands a filled record to the callback.
         let info = unsafe { &*info };
-        // SAFETY: `code_segments` hands its own search over, and does not touch it meanwhile.
-        let search = unsafe { &mut *search.cast::<Search<'_>>() };
+        // SAFETY: `segments` hands its own list over, and does not touch it meanwhile.
+        let found = unsafe { &mut *found.cast::<Vec<Segment>>() };
         // SAFETY: the loader's name of the object, which stays while it holds its lock.
         let name = if info.dlpi_name.is_null() { c"" } else { unsafe { CStr::from_ptr(info.dlpi_name) } };
         for index in 0..usize::from(info.dlpi_phnum) {
             let at = info.dlpi_phdr.wrapping_add(index);
             // SAFETY: the loader's table has `dlpi_phnum` entries.
             let header = unsafe { at.read() };
-            let start = (info.dlpi_addr + header.p_vaddr) as usize;
-            let range = start..start + header.p_filesz as usize;
-            let is_code = header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
-            if is_code && (search.is_wanted)(name, &range) {
-                search.found.push(range);
+            if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0 {
+                let start = (info.dlpi_addr + header.p_vaddr) as usize;
+                found.push(Segment { name: name.to_bytes().to_vec(), addresses: start..start + header.p_filesz as usize });
             }
         }
         0
     }
-    let mut search = Search { is_wanted, found: Vec::new() };
-    // SAFETY: the callback gets the search that lives here.
-    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
-    search.found
+    let mut found: Vec<Segment> = Vec::new();
+    // SAFETY: the callback gets the list that lives here.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut found).cast()) };
+    found
 }
 
 /// The functions of the C library that wait until a moment, as other libraries see them.
@@ -252,11 +253,10 @@ impl Functions {
             self.wait as *const () as usize,
             self.set_timer as *const () as usize,
         ];
-        let found = code_segments(&|_, range| wanted.iter().any(|address| range.contains(address)));
-        if found.is_empty() {
-            return Err("the C library's code is not found".into());
-        }
-        Ok(found.iter().map(|range| Code { start: range.start, len: range.len() }).collect())
+        let is_wanted = |range: &Range<usize>| wanted.iter().any(|address| range.contains(address));
+        let found = segments().into_iter().map(|segment| segment.addresses).filter(is_wanted);
+        let found: Vec<Code> = found.map(|range| Code { start: range.start, len: range.len() }).collect();
+        if found.is_empty() { Err("the C library's code is not found".into()) } else { Ok(found) }
     }
 
     /// Waits until a moment long past in every way that programs have, and sees whether each led through the shim.
@@ -337,13 +337,14 @@ std::arch::global_asm!(
 #[cfg(target_feature = "crt-static")]
 pub(crate) fn c_library() -> Vec<Range<usize>> {
     unsafe extern "C" {
+        // Two words that the linker fills in, above; nobody writes to them.
         safe static crac_c_library_madvise: [usize; 2];
     }
     /// From the entry of such a function to behind its system call.
     const LEN: usize = 32;
     let own = crac_c_library_madvise.iter().filter(|entry| **entry != 0).map(|entry| *entry..*entry + LEN);
-    let second = code_segments(&|name, _| name.to_bytes().rsplit(|byte| *byte == b'/').next() == Some(b"libc.so.6"));
-    own.chain(second).collect()
+    let is_second = |segment: &Segment| segment.name.rsplit(|byte| *byte == b'/').next() == Some(b"libc.so.6");
+    own.chain(segments().into_iter().filter(is_second).map(|segment| segment.addresses)).collect()
 }
 
 /// Whether a proxy stands where this program knows the vdso.

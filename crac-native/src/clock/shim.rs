@@ -3,6 +3,8 @@
 //! Threads are stopped at any instruction. One that has read an offset and not used it yet would go on in another life with the
 //! offset of this one, so in such stretches no thread is stopped ([`is_between`]); it is asked again until it is elsewhere. A
 //! wait itself is no such stretch: a thread in it comes back with `EINTR`, behind the instruction.
+//!
+//! The shim for system calls also leads calls of `madvise` by its number to this crate's: `syscall(3)` comes here with any number.
 #![expect(unsafe_code, reason = "stands between the C library and the kernel")]
 
 use std::{

@@ -119,6 +119,12 @@ pub const FEATURES: &[Feature] = &[
     )
     .with_criu(WithCriu::Restored),
     restored(Area::Memory, "discarded-bare-kept", "the same by the policy `allocator-raw = keep`: the image is read, not mapped"),
+    restored(Area::Memory, "discarded-library-kept", "the same in a library that the policy names"),
+    restored(
+        Area::Memory,
+        "discarded-locked",
+        "memory given back though it may be locked (`MADV_DONTNEED_LOCKED`) reads as zeros",
+    ),
     restored(Area::Memory, "discarded-crowded", "it reads as zeros in a process with as many mappings as the kernel allows")
         .with_criu(Untried("it is about the native engine's way to map images")),
     restored(Area::Memory, "freed", "memory given back lazily (`MADV_FREE`)"),

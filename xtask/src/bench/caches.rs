@@ -20,8 +20,7 @@ pub(super) fn sentence() -> String {
     let lines = Lines::new(KIB * 1024 / 64);
     let [at_once, later] = [Duration::ZERO, PAUSE].map(|pause| lines.time_after(pause));
     format!(
-        "{KIB} KiB that have just been read take {at_once:.0} ns a cache line to be read again at once, and {later:.0} ns after {} ms \
-         in which the same processor did nothing else",
+        "{KIB} KiB that have just been read take {at_once:.0} ns a cache line to be read again at once, and {later:.0} ns after {} ms of waiting",
         PAUSE.as_millis()
     )
 }
@@ -56,7 +55,7 @@ impl Lines {
         for _ in 0..ROUNDS {
             self.read_all();
             let read = Instant::now();
-            // Not asleep: the processor is to stay with this process.
+            // Not asleep, so that the processor stays with this process.
             while read.elapsed() < pause {
                 std::hint::spin_loop();
             }

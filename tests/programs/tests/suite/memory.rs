@@ -21,6 +21,8 @@ pub(crate) const PROGRAMS: &[(&str, Program)] = &[
     ("discarded-by-number", discarded_by_number),
     ("discarded-bare", discarded_bare),
     ("discarded-bare-kept", discarded_bare_kept),
+    ("discarded-library-kept", discarded_library_kept),
+    ("discarded-locked", discarded_locked),
     ("discarded-crowded", discarded_crowded),
     ("freed", freed),
     ("wiped-on-fork", wiped_on_fork),
@@ -176,6 +178,20 @@ fn discarded(lives: Lives) {
     })
 }
 
+fn discarded_locked(lives: Lives) {
+    /// Since Linux 5.18.
+    const MADV_DONTNEED_LOCKED: i32 = 24;
+    let map = Map::new(8 * PAGE, RW, PRIVATE);
+    map.fill(0, 8 * PAGE, 0xaa);
+    lives.each(|_| {
+        assert!(map.all(0, 8 * PAGE, 0xaa));
+        map.advise_part(2 * PAGE, 4 * PAGE, MADV_DONTNEED_LOCKED).unwrap();
+        assert!(map.all(2 * PAGE, 4 * PAGE, 0), "given back: zeros");
+        assert!(map.all(0, 2 * PAGE, 0xaa) && map.all(4 * PAGE, 8 * PAGE, 0xaa));
+        map.fill(2 * PAGE, 4 * PAGE, 0xaa);
+    })
+}
+
 fn discarded_by_number(lives: Lives) {
     let map = Map::new(4 * PAGE, RW, PRIVATE);
     let discard = |at: usize| {
@@ -193,24 +209,48 @@ fn discarded_by_number(lives: Lives) {
     })
 }
 
+/// `madvise` by an instruction of one's own, as a function. Nothing stands between such a call and the kernel, for which lazily
+/// restored memory is a file's.
+type Advise = extern "C" fn(usize, usize, i32) -> isize;
+
 fn discarded_bare(lives: Lives) {
-    by_an_instruction_of_its_own(lives)
+    discard_by(lives, advise_made_at_run_time());
 }
 
 fn discarded_bare_kept(lives: Lives) {
-    by_an_instruction_of_its_own(lives.policy("allocator-raw:memory* = keep"))
+    discard_by(lives.policy("allocator-raw:memory* = keep"), advise_made_at_run_time());
 }
 
-/// Nothing stands between such a call and the kernel, for which lazily restored memory is a file's.
-fn by_an_instruction_of_its_own(lives: Lives) {
-    let map = Map::new(4 * PAGE, RW, PRIVATE);
+/// In a library, by whose name the policy knows it in every generation.
+fn discarded_library_kept(lives: Lives) {
+    std::fs::write("bare.s", ".globl bare\nbare: mov $28, %eax\nsyscall\nret\n.section .note.GNU-stack\n").unwrap();
+    let built = std::process::Command::new("cc").args(["-shared", "-nostdlib", "-o", "libbare.so", "bare.s"]).status();
+    if !built.is_ok_and(|status| status.success()) {
+        not_here("there is no `cc` that makes a library");
+    }
+    // SAFETY: a library of one function, without constructors.
+    let library = unsafe { libc::dlopen(c"./libbare.so".as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        not_here("this program cannot open a library");
+    }
+    // SAFETY: an open library.
+    let function = unsafe { libc::dlsym(library, c"bare".as_ptr()) };
+    // SAFETY: a function of three parameters that makes one system call.
+    let advise = unsafe { std::mem::transmute::<*mut libc::c_void, Advise>(function) };
+    discard_by(lives.policy("allocator-raw:*/libbare.so = keep"), advise);
+}
+
+fn advise_made_at_run_time() -> Advise {
     let code = Map::new(PAGE, RW, PRIVATE);
     // mov eax, 28; syscall; ret
     [0xb8, 28, 0, 0, 0, 0x0f, 0x05, 0xc3].into_iter().enumerate().for_each(|(at, byte)| code.set(at, byte));
     code.protect(libc::PROT_READ | libc::PROT_EXEC);
-    type Advise = extern "C" fn(usize, usize, i32) -> isize;
     // SAFETY: the code above is a function of three parameters that makes one system call.
-    let advise = unsafe { std::mem::transmute::<*const (), Advise>(std::ptr::with_exposed_provenance(code.address())) };
+    unsafe { std::mem::transmute::<*const (), Advise>(std::ptr::with_exposed_provenance(code.address())) }
+}
+
+fn discard_by(lives: Lives, advise: Advise) {
+    let map = Map::new(4 * PAGE, RW, PRIVATE);
     lives.each(move |_| {
         map.fill(0, 4 * PAGE, 0xaa);
         assert_eq!(advise(map.address(), map.len(), libc::MADV_DONTNEED), 0);
