@@ -102,22 +102,17 @@ fn take_by_criu(plan: &Plan, images: &mut Option<Images>, cold: &mut Way) -> Res
 }
 
 /// Restores and starts of the floor one right after the other, each asked once: what they have in common is in the processor's
-/// caches.
+/// caches. How long they are left alone before is what those before took.
 fn at_once(plan: &Plan, lab: &Lab, native: &Images, rounds: usize, size: &mut Size) {
-    // The first two come after something else: they only tell how long the next may be left alone.
-    let mut before = [Way::default(), Way::default()];
-    let [floor, restored] = &mut before;
-    floor.add(starts::floor(plan, lab, floor));
-    restored.add(native.restore_and_ask_once(restored));
-    for _ in 0..rounds {
-        let [floor, restored] = &before;
-        let ways = (starts::floor(plan, lab, floor), native.restore_and_ask_once(restored));
-        size.floor_at_once.add(ways.0);
-        size.native_at_once.add(ways.1);
+    for round in 0..=rounds {
+        let floor = starts::floor(plan, lab, &size.floor);
+        let restored = native.restore_and_ask_once(&size.native);
+        // The first two come after something else.
+        if round > 0 || floor.is_err() || restored.is_err() {
+            size.floor_at_once.add(floor);
+            size.native_at_once.add(restored);
+        }
     }
-    let [floor, restored] = before;
-    size.floor_at_once.failed += floor.failed;
-    size.native_at_once.failed += restored.failed;
 }
 
 /// Restores with the image dropped from the page cache - if it really was: not every file system can do that.
