@@ -1,7 +1,8 @@
 //! One connection from its first byte to its end, and what becomes of it when the door shuts.
 //!
 //! ```text
-//!   serving ──door shuts──► told to finish: HTTP/1 `Connection: close`, HTTP/2 GOAWAY, idle: closed
+//!   serving ──door shuts──► told to finish: HTTP/1 `Connection: close`, HTTP/2 GOAWAY, idle: closed,
+//!      │                        │             but not before it is 250 ms old and has asked nothing so far
 //!      │                        │                    │
 //!      │                        │ ends by itself     │ quiet for 2 s and no request inside: closed
 //!      ▼                        ▼                    ▼
@@ -26,7 +27,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -39,7 +40,8 @@ use crate::{
 /// Nothing moves for so long and no request is inside: the client has gone quiet in the middle of a request's head, or no longer
 /// answers GOAWAY.
 const QUIET: Duration = Duration::from_secs(2);
-/// A connection that was accepted while the door was shut has so long to send its request and be told to come again.
+/// A connection has so long from its beginning to send its first request, even if the door shuts meanwhile: its client has just
+/// connected, and is told to come again rather than cut off.
 const NEWBORN: Duration = Duration::from_millis(250);
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -104,7 +106,9 @@ pub(crate) async fn run<Io, S, B>(
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let requests = Gate::new("requests of a connection");
-    let newborn = draining.is_draining();
+    let born = Instant::now();
+    // How much had been written when the door shut.
+    let mut before = draining.is_draining().then_some(0);
     let service = PerConnection {
         checkpoint: Checkpoint::new(shared.door.of_connection(requests.clone()), app),
         info,
@@ -115,14 +119,20 @@ pub(crate) async fn run<Io, S, B>(
         // The connection first: what the kernel already has for it becomes a request and gets an answer.
         biased;
         ended = connection.as_mut() => Some(ended),
-        () = async { draining.begun().await; if newborn { sleep(NEWBORN).await } } => None,
+        () = async {
+            draining.begun().await;
+            let traffic = slot.traffic();
+            before.get_or_insert(traffic.written);
+            if traffic.read == 0 {
+                sleep_until(born + NEWBORN).await;
+            }
+        } => None,
     };
-    let (ended, before) = match ended {
-        Some(ended) => (ended, newborn.then_some(0)),
+    let ended = match ended {
+        Some(ended) => ended,
         None => {
-            let before = slot.traffic().written;
             connection.as_mut().graceful_shutdown();
-            (finish(connection.as_mut(), &slot, &requests).await, Some(if newborn { 0 } else { before }))
+            finish(connection.as_mut(), &slot, &requests).await
         }
     };
     if let Err(error) = ended {

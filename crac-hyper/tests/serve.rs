@@ -1,7 +1,13 @@
 //! The server over real connections on the loopback interface.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Extension, Router, routing::get};
 use bytes::Bytes;
@@ -134,6 +140,33 @@ async fn a_slow_response_completes_and_idle_connections_end_cleanly() {
     let mut again = TcpStream::connect(address).await.unwrap();
     ask(&mut again, "/").await;
     assert!(head(&mut again).await.starts_with("http/1.1 200"));
+}
+
+#[tokio::test]
+async fn who_has_just_connected_is_answered_though_the_door_shuts() {
+    let context = context();
+    let mut pauses = pause(&context, Phase::Ingress);
+    let (address, _bodies) = server(&context).await;
+    for _ in 0..50 {
+        let (mut fresh, connected) = (TcpStream::connect(address).await.unwrap(), Instant::now());
+        // It was accepted when a later one is answered.
+        let mut later = TcpStream::connect(address).await.unwrap();
+        ask(&mut later, "/").await;
+        head(&mut later).await;
+        let round = round(&context, Mode::Continue);
+        let go_on = pauses.recv().await.unwrap();
+        ask(&mut fresh, "/").await;
+        let is_late = connected.elapsed() > Duration::from_millis(150);
+        let answer = rest(fresh).await;
+        go_on.send(()).unwrap();
+        assert!(matches!(round.await.unwrap(), Ok(Completed::Continued(_))));
+        if !is_late {
+            let text = answer.unwrap();
+            assert!(text.starts_with("http/1.1 503") && text.contains("connection: close"), "{text}");
+            return;
+        }
+    }
+    panic!("this machine is too busy for a request to follow its connection within 150 ms");
 }
 
 #[tokio::test]

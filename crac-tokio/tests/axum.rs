@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Router, body::Body, routing::get};
 use crac_core::{
@@ -127,6 +131,30 @@ async fn idle_connections_end_and_the_service_comes_back() {
     }
     end_of_file(&mut kept_alive).await;
     end_of_file(&mut fresh).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_just_connected_is_answered_though_the_door_shuts() {
+    let service = service().await;
+    for _ in 0..50 {
+        let (mut fresh, connected) = (TcpStream::connect(service.addr).await.unwrap(), Instant::now());
+        let mut kept_alive = hello(service.addr).await;
+        let ticket = service.context.request(CheckpointRequest::new(Mode::Exit));
+        // So the door has shut, and connections have seen that.
+        end_of_file(&mut kept_alive).await;
+        send(&mut fresh, "/").await;
+        let is_late = connected.elapsed() > Duration::from_millis(150);
+        if !is_late {
+            assert!(read_until(&mut fresh, "hello").await.starts_with("HTTP/1.1 200"));
+            end_of_file(&mut fresh).await;
+        }
+        let answer = ticket.await;
+        assert!(matches!(answer, Ok(Completed::Restored(..))), "{answer:?}");
+        if !is_late {
+            return;
+        }
+    }
+    panic!("this machine is too busy for a request to follow its connection within 150 ms");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

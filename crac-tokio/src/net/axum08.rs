@@ -9,12 +9,17 @@ use std::{
 };
 
 use crac_core::{Gate, Pass};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{Instant, Sleep},
+};
 
 use super::{Connection, TcpListener, exchange::Exchange};
 
 /// After an error that is not of one connection: too many open files, usually.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// So long from its beginning a connection may take to ask for the first time, even if the door shuts meanwhile.
+const NEWBORN: Duration = Duration::from_millis(250);
 /// How long a client may take to ask, and to hear that it should come again.
 const REFUSAL_MAX: Duration = Duration::from_secs(1);
 /// What a client is told that had queued up when the process was about to end.
@@ -24,7 +29,8 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nc
 ///
 /// * a connection counts as in flight (`connections at ADDR`) until it is closed; the checkpoint waits for it within the drain
 ///   deadline;
-/// * between two responses it is closed as soon as the door shuts: axum sees the end of the file, as if the client had gone;
+/// * between two responses it is closed as soon as the door shuts, and before its first request when it is 250 ms old: axum sees the
+///   end of the file, as if the client had gone;
 /// * clients that had queued up get 503 and `Retry-After` before the process ends.
 ///
 /// Where a response ends is read off the HTTP/1 messages that pass. HTTP/2, WebSockets and other upgrades are not understood:
@@ -85,7 +91,12 @@ pub struct Served {
 /// What a connection has to do with its context.
 struct Drain {
     _pass: Pass,
-    shutting: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Ends when the door shuts.
+    shutting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    born: Instant,
+    /// Until when it may ask for the first time, if the door has shut before it did.
+    newborn: Option<Pin<Box<Sleep>>>,
+    has_asked: bool,
     exchange: Exchange,
     ended: bool,
     /// Who tried to read while an exchange was under way.
@@ -97,14 +108,36 @@ impl Served {
         let drain = door.map(|door| {
             let pass = door.enter_anyway();
             let door = door.clone();
-            let shutting = Box::pin(async move { door.shutting().await });
-            Drain { _pass: pass, shutting, exchange: Exchange::default(), ended: false, reader: None }
+            let shutting: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move { door.shutting().await });
+            Drain {
+                _pass: pass,
+                shutting: Some(shutting),
+                born: Instant::now(),
+                newborn: None,
+                has_asked: false,
+                exchange: Exchange::default(),
+                ended: false,
+                reader: None,
+            }
         });
         Self { connection, drain }
     }
 }
 
 impl Drain {
+    /// Whether it is time to end, between two exchanges.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(shutting) = &mut self.shutting {
+            ready!(shutting.as_mut().poll(cx));
+            self.shutting = None;
+        }
+        if self.has_asked {
+            return Poll::Ready(());
+        }
+        let born = self.born;
+        self.newborn.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(born + NEWBORN))).as_mut().poll(cx)
+    }
+
     fn written(&mut self, bytes: &[u8]) {
         self.exchange.written(bytes);
         // The server flushes the end of a response after it has last tried to read, so it has to be told to try again.
@@ -126,7 +159,9 @@ impl AsyncRead for Served {
         let before = buf.filled().len();
         match Pin::new(&mut this.connection).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                drain.exchange.read(buf.filled().get(before..).unwrap_or_default());
+                let bytes = buf.filled().get(before..).unwrap_or_default();
+                drain.has_asked |= !bytes.is_empty();
+                drain.exchange.read(bytes);
                 Poll::Ready(read)
             }
             // Not now: the server takes the end of the file as a client that has gone, and drops what it does.
@@ -135,7 +170,7 @@ impl AsyncRead for Served {
                 Poll::Pending
             }
             Poll::Pending => {
-                ready!(drain.shutting.as_mut().poll(cx));
+                ready!(drain.poll_over(cx));
                 drain.ended = true;
                 Poll::Ready(Ok(()))
             }
