@@ -1,8 +1,8 @@
 //! One connection from its first byte to its end, and what becomes of it when the door shuts.
 //!
 //! ```text
-//!   serving ──door shuts──► told to finish: HTTP/1 `Connection: close`, HTTP/2 GOAWAY, idle: closed,
-//!      │                        │             but not before it is 250 ms old and has asked nothing so far
+//!   serving ──door shuts──► told to finish: HTTP/1 `Connection: close`, HTTP/2 GOAWAY, idle: closed;
+//!      │                        │             one that has asked nothing so far has until it is 250 ms old
 //!      │                        │                    │
 //!      │                        │ ends by itself     │ quiet for 2 s and no request inside: closed
 //!      ▼                        ▼                    ▼

@@ -42,9 +42,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// When the door shuts, connections are told to finish (`Connection: close`, GOAWAY), idle ones are closed, and the checkpoint
-/// waits for the rest - requests, connections and upgraded connections each by name - within the drain deadline. Afterwards, whatever
-/// came of it, the server accepts again.
+/// When the door shuts, connections are told to finish (`Connection: close`, GOAWAY), idle ones are closed - one that has asked nothing
+/// so far when it is 250 ms old -, and the checkpoint waits for the rest - requests, connections and upgraded connections each by
+/// name - within the drain deadline. Afterwards, whatever came of it, the server accepts again.
 pub fn serve<L, A, Kind>(listener: L, app: A) -> Serve<L, A, Kind>
 where
     L: Accept,

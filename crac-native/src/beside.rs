@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The copy waits until somebody waits for it, which is when the door is open: on a machine with few processors the threads that
-//! have been thawed would otherwise stand behind it until its time slice ends. Whoever holds the `Underway` waits, or gives the copy up by dropping it,
-//! or ends, and the copy with it: one of them comes.
+//! have been thawed would otherwise stand behind it until its time slice ends. Whoever holds the `Underway` waits, or gives the copy
+//! up by dropping it, or ends, and the copy with it: one of them comes.
 //!
 //! The copy shares pages with the original until one of them writes, so the pause is that of a `fork`, not of the disk. The two
 //! talk through a record in the arena, which is shared memory. The copy is no child that the service would notice: it has no

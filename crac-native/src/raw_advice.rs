@@ -6,7 +6,7 @@
 //! through before a capture for a `syscall` in front of which the number of `madvise` is put into `eax`, whatever the advice.
 //!
 //! What is not seen: a number that comes from elsewhere (memory, another register, a parameter), and code that is mapped only
-//! after the capture.
+//! after the capture. `docs/limits.md` has the whole list.
 
 use std::{
     ffi::OsStr,

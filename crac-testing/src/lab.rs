@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::{
+    io::ioctl_fionbio,
+    process::{Pid, Signal, kill_process, kill_process_group},
+};
 
 use crate::{PATIENCE, http, programs::program, wait_until};
 
@@ -182,16 +185,16 @@ impl Service {
 
     /// Ends the service; what it has printed that nobody has collected.
     fn end(mut self) -> String {
-        // Both fail only when it has ended already. What it has started holds the pipes open, too.
+        // Both fail only when it has ended already.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
-        let mut text = String::new();
+        let mut said = Vec::new();
         if let Some((mut stdout, mut stderr)) = self.pipes.take() {
-            // What can be read of it.
-            let _ = stdout.read_to_string(&mut text);
-            let _ = stderr.read_to_string(&mut text);
+            // What there is, and no more: who has left the group may hold them open for good.
+            let _ = ioctl_fionbio(&stdout, true).map(|()| stdout.read_to_end(&mut said));
+            let _ = ioctl_fionbio(&stderr, true).map(|()| stderr.read_to_end(&mut said));
         }
-        text
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// Waits until the service answers `GET /`.

@@ -123,7 +123,7 @@ pub const FEATURES: &[Feature] = &[
     restored(
         Area::Memory,
         "discarded-locked",
-        "memory given back though it may be locked (`MADV_DONTNEED_LOCKED`) reads as zeros",
+        "locked memory given back (`MADV_DONTNEED_LOCKED`) reads as zeros and stays locked",
     ),
     restored(Area::Memory, "discarded-crowded", "it reads as zeros in a process with as many mappings as the kernel allows")
         .with_criu(Untried("it is about the native engine's way to map images")),

@@ -7,7 +7,7 @@ use std::{
 
 use crate::measure::Runs;
 
-/// What the code and data of a small service take up.
+/// Fits into the second cache of a processor of today.
 const KIB: usize = 512;
 /// Numbers of a line.
 const LINE: usize = 64 / size_of::<usize>();

@@ -183,12 +183,15 @@ fn discarded_locked(lives: Lives) {
     const MADV_DONTNEED_LOCKED: i32 = 24;
     let map = Map::new(8 * PAGE, RW, PRIVATE);
     map.fill(0, 8 * PAGE, 0xaa);
+    call(libc::SYS_mlock, [map.address(), map.len()]).unwrap();
     lives.each(|_| {
         assert!(map.all(0, 8 * PAGE, 0xaa));
         map.advise_part(2 * PAGE, 4 * PAGE, MADV_DONTNEED_LOCKED).unwrap();
         assert!(map.all(2 * PAGE, 4 * PAGE, 0), "given back: zeros");
         assert!(map.all(0, 2 * PAGE, 0xaa) && map.all(4 * PAGE, 8 * PAGE, 0xaa));
-        map.fill(2 * PAGE, 4 * PAGE, 0xaa);
+        map.advise(MADV_DONTNEED_LOCKED).unwrap();
+        assert!(map.all(0, 8 * PAGE, 0) && map.has_flag("lo"), "and it stays locked");
+        map.fill(0, 8 * PAGE, 0xaa);
     })
 }
 
