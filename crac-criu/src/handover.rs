@@ -14,16 +14,16 @@ pub(crate) struct Handover {
     /// Program name first; empty if none were given.
     pub(crate) args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// Whether this life ends with the command that restored it.
-    pub(crate) bound: bool,
+    /// The process id of the command that restored it, with which this life ends; 0 if there is none.
+    pub(crate) command: u32,
 }
 
 impl Handover {
     /// The magic, three numbers, then every text with a NUL behind it.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        for number in [self.args.len(), self.env.len(), usize::from(self.bound)] {
-            bytes.extend_from_slice(&(number as u64).to_le_bytes());
+        for number in [self.args.len() as u64, self.env.len() as u64, self.command.into()] {
+            bytes.extend_from_slice(&number.to_le_bytes());
         }
         let texts = self.args.iter().chain(self.env.iter().flat_map(|(name, value)| [name, value]));
         for text in texts {
@@ -38,14 +38,14 @@ impl Handover {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (numbers, texts) = bytes.strip_prefix(MAGIC)?.split_at_checked(24)?;
         let number = |at: usize| numbers.get(8 * at..)?.first_chunk().map(|number| u64::from_le_bytes(*number));
-        let (args, env, bound) = (number(0)?, number(1)?, number(2)?);
+        let (args, env, command) = (number(0)?, number(1)?, u32::try_from(number(2)?).ok()?);
         let texts = texts.strip_suffix(&[0]).map(|texts| texts.split(|byte| *byte == 0)).into_iter().flatten();
         let texts: Vec<OsString> = texts.map(|text| OsString::from_vec(text.to_vec())).collect();
         let (args, env) = texts
             .split_at_checked(usize::try_from(args).ok()?)
             .filter(|(_, rest)| env.checked_mul(2) == Some(rest.len() as u64))?;
         let env = env.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        Some(Self { args: args.to_vec(), env, bound: bound != 0 })
+        Some(Self { args: args.to_vec(), env, command })
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
 
     fn sample() -> Handover {
         let not_text = OsString::from_vec(vec![0xff, b'x']);
-        Handover { args: vec!["orders".into(), String::new().into()], env: vec![("A".into(), not_text)], bound: true }
+        Handover { args: vec!["orders".into(), String::new().into()], env: vec![("A".into(), not_text)], command: 4711 }
     }
 
     #[test]

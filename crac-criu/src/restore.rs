@@ -129,7 +129,7 @@ impl Restore {
         if !arguments.is_empty() {
             arguments.insert(0, self.image.path.clone().into_os_string());
         }
-        let handover = Handover { args: arguments, env: environment, bound: true };
+        let handover = Handover { args: arguments, env: environment, command: std::process::id() };
         let given = Given::prepare(&self.image.manifest, &handover).map_err(io_error("prepare what the restored life gets"))?;
         let work = WorkDir::new().map_err(io_error("make a directory for CRIU's log"))?;
         let before = children();

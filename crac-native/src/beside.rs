@@ -123,11 +123,12 @@ impl Copy {
         let room = arena.zeroed::<ToldRoom>(1).map_err(|errno| ("reserving a record", errno))?;
         let told_at = room.as_mut_ptr().expose_provenance();
         image.draw_aside().map_err(|errno| ("naming the image", errno))?;
+        let original = process::pid();
         // SAFETY: the copy uses system calls, the arena and its own copy of what this thread holds; the other threads' memory
         // is only read, and nothing of the C library is called.
         let pid = unsafe { process::fork() }.map_err(|errno| ("copying the process", errno))?;
         if pid == 0 {
-            in_copy(told_at, image, save);
+            in_copy(original, told_at, image, save);
         }
         Ok(Self { pid, told_at })
     }
@@ -150,11 +151,11 @@ unsafe fn told<'a>(at: usize) -> &'a Told {
 }
 
 /// The life of the copy.
-fn in_copy(told_at: usize, image: &mut ImageFile, save: &mut Save<'_>) -> ! {
+fn in_copy(original: i32, told_at: usize, image: &mut ImageFile, save: &mut Save<'_>) -> ! {
     // SAFETY: the arena is never unmapped in the copy.
     let told = unsafe { told(told_at) };
     let findings = ptr::with_exposed_provenance_mut(told_at + size_of::<Told>());
-    let outcome = write_beside(image, told, &Reporter { told, findings }, save);
+    let outcome = write_beside(original, image, told, &Reporter { told, findings }, save);
     let (what, errno, outcome) = match outcome {
         Ok(()) => ("", Errno::new(0), PUBLISHED),
         Err(Stop::Refused) => ("", Errno::new(0), REFUSED),
@@ -171,8 +172,14 @@ fn in_copy(told_at: usize, image: &mut ImageFile, save: &mut Save<'_>) -> ! {
     process::exit_group(0)
 }
 
-fn write_beside(image: &mut ImageFile, told: &Told, reporter: &Reporter<'_>, save: &mut Save<'_>) -> Result<(), Stop> {
-    process::end_with_parent().map_err(|errno| ("binding the copy to the process", errno))?;
+fn write_beside(
+    original: i32,
+    image: &mut ImageFile,
+    told: &Told,
+    reporter: &Reporter<'_>,
+    save: &mut Save<'_>,
+) -> Result<(), Stop> {
+    process::end_with_parent(original).map_err(|errno| ("binding the copy to the process", errno))?;
     // SAFETY: this is the copy's only thread, and it uses the image's descriptors alone. Connections of the service would
     // otherwise stay open until the copy ends.
     unsafe { fs::close_all_but(image.descriptors()) }.map_err(|errno| ("closing descriptors", errno))?;

@@ -3,7 +3,10 @@
 
 use std::{ffi::CStr, mem::MaybeUninit, os::fd::AsRawFd, os::fd::BorrowedFd, ptr, time::Duration};
 
-use crate::{errno::Result, raw::syscall};
+use crate::{
+    errno::{Errno, Result},
+    raw::syscall,
+};
 
 /// The process id (`getpid(2)`).
 pub fn pid() -> i32 {
@@ -285,10 +288,21 @@ pub fn stop() -> Result<()> {
     unsafe { syscall(libc::SYS_kill, [pid() as usize, libc::SIGSTOP as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// Has the kernel kill this process when the thread that made it ends (`PR_SET_PDEATHSIG`).
-pub fn end_with_parent() -> Result<()> {
+/// Has the kernel kill this process when the thread that made it ends (`PR_SET_PDEATHSIG`); `parent` is that thread's process.
+///
+/// # Errors
+///
+/// `ESRCH` if that process has ended before, so that nothing would end this one.
+pub fn end_with_parent(parent: i32) -> Result<()> {
     // SAFETY: an integer argument.
-    unsafe { prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as usize, 0, 0, 0]) }.map(drop)
+    unsafe { prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as usize, 0, 0, 0]) }?;
+    // Asked only now: an end after the setting is one that the kernel tells.
+    match simple(libc::SYS_getppid) as i32 {
+        now if now == parent => Ok(()),
+        // It is in a process id namespace further out.
+        0 => Ok(()),
+        _ => Err(Errno::new(libc::ESRCH)),
+    }
 }
 
 /// Soft and hard limit of a resource (`prlimit(2)`); `u64::MAX` is none.
@@ -368,4 +382,50 @@ pub fn memory_policy() -> Result<u32> {
 pub fn supplementary_groups(into: &mut [u32]) -> Result<usize> {
     // SAFETY: the call stores at most as many 32-bit words as it is told.
     unsafe { syscall(libc::SYS_getgroups, [into.len(), into.as_mut_ptr() as usize, 0, 0, 0, 0]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::fd::AsFd};
+
+    use super::*;
+    use crate::fs;
+
+    /// What a process is told that binds itself to its parent, which is there or `has_ended`.
+    fn bound(has_ended: bool) -> u8 {
+        let (mut told, tell) = std::io::pipe().unwrap();
+        let (begun, begin) = std::io::pipe().unwrap();
+        // SAFETY: both new processes make system calls alone.
+        let parent = unsafe { fork() }.unwrap();
+        if parent == 0 {
+            let parent = pid();
+            // SAFETY: as before.
+            if unsafe { fork() } == Ok(0) {
+                while has_ended && simple(libc::SYS_getppid) as i32 == parent {
+                    std::hint::spin_loop();
+                }
+                let answer = end_with_parent(parent).map_or_else(|errno| errno.number() as u8, |()| 0);
+                let _ = fs::write(tell.as_fd(), &[answer]);
+                exit_group(0);
+            }
+            if !has_ended {
+                let _ = fs::read(begun.as_fd(), &mut [0]);
+            }
+            exit_group(0);
+        }
+        drop(tell);
+        let mut answer = [0];
+        told.read_exact(&mut answer).unwrap();
+        fs::write(begin.as_fd(), &[0]).unwrap();
+        while reap(parent) == Ok(false) {
+            std::thread::yield_now();
+        }
+        answer[0]
+    }
+
+    #[test]
+    fn a_parent_that_has_ended_before_is_told() {
+        assert_eq!(bound(false), 0);
+        assert_eq!(bound(true), libc::ESRCH as u8);
+    }
 }

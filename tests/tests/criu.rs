@@ -5,9 +5,10 @@
 use std::{
     collections::HashSet,
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use crac_testing::{
@@ -18,7 +19,7 @@ use crac_testing::{
     skip::skip,
     wait_until,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, test_kill_process_group};
 
 /// A lab in which everything uses the CRIU at `criu`.
 struct World {
@@ -250,6 +251,30 @@ fn a_restored_service_ends_with_the_command_that_restored_it() {
     restored.signal(Signal::KILL);
     restored.wait();
     wait_until("the service has ended, too", || (!exists(pid)).then_some(()));
+}
+
+#[test]
+fn a_restore_that_is_killed_half_way_leaves_nothing_alive() {
+    let Some(criu) = criu("a_restore_that_is_killed_half_way_leaves_nothing_alive") else { return };
+    let world = World::new(criu);
+    let mut service = world.web_server();
+    let pid = service.pid();
+    world.checkpoint(&mut service);
+    for moment in (0..240).step_by(30).map(Duration::from_millis) {
+        let mut command = world.command("crac");
+        command.arg("restore").arg(world.image()).args(["--", "--listen", &free_addr().to_string()]);
+        let begun = Instant::now();
+        let mut command = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().unwrap();
+        let group = Pid::from_child(&command);
+        wait_until("its moment has come", || (begun.elapsed() >= moment).then_some(()));
+        command.kill().unwrap();
+        command.wait().unwrap();
+        // CRIU itself is in the command's group, the service in its own.
+        wait_until("CRIU has ended", || test_kill_process_group(group).is_err().then_some(()));
+        // Its number is free once the process that takes over orphans has waited for it.
+        wait_until("nothing is left of the service", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    }
+    world.restore();
 }
 
 #[test]
