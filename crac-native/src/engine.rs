@@ -33,6 +33,7 @@ pub(crate) struct Options {
     pub(crate) clock: Clock,
     pub(crate) downtime: Downtime,
     pub(crate) form: ImageForm,
+    pub(crate) prefetch: bool,
     pub(crate) pagemap_scan: bool,
     pub(crate) kcmp: bool,
     pub(crate) duplicate_query: bool,
@@ -60,6 +61,7 @@ impl NativeEngine {
                 clock: Clock::default(),
                 downtime: Downtime::default(),
                 form: ImageForm::default(),
+                prefetch: true,
                 pagemap_scan: true,
                 kcmp: true,
                 duplicate_query: true,
@@ -100,6 +102,14 @@ impl NativeEngine {
     #[must_use]
     pub fn with_image_form(mut self, form: ImageForm) -> Self {
         self.options.form = form;
+        self
+    }
+
+    /// Whether a restored life reads its image ahead once its door is open, if that is on the disk rather than in the page cache;
+    /// `true` if not set. What is read stays in the page cache, and only if that leaves half of the memory that is available.
+    #[must_use]
+    pub fn with_prefetch(mut self, wanted: bool) -> Self {
+        self.options.prefetch = wanted;
         self
     }
 
@@ -194,6 +204,9 @@ impl Engine for NativeEngine {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     fn settle(&self) {
         crate::resumed::settle();
+        if self.options.prefetch {
+            crate::prefetch::begin();
+        }
     }
 }
 
@@ -221,6 +234,7 @@ fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, 
             hint: "hint: ask the coordinator, which takes one request at a time".into(),
         });
     }
+    crate::prefetch::end();
     let outcome = crate::capture::capture(options, request, Busy);
     match &outcome {
         Ok(Captured::Restored(life)) => tracing::debug!(image = %life.image_id, generation = life.generation, "restored"),

@@ -94,6 +94,8 @@ mod pages;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod plan;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod prefetch;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod raw_advice;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod record;

@@ -239,6 +239,11 @@ pub(crate) fn touch() {
     ROOM.fetch_add(0, Ordering::SeqCst);
 }
 
+/// Where memory of this life that was anonymous is, or was, mapped from the image; in the order of the addresses.
+pub(crate) fn anonymous_ranges() -> impl Iterator<Item = std::ops::Range<usize>> {
+    ranges().unwrap_or_default().iter().map(|range| range.start..range.end)
+}
+
 fn ranges() -> Option<&'static [Range]> {
     let count = COUNT.load(Ordering::Acquire);
     if count == 0 {

@@ -26,7 +26,7 @@ use crate::{
     },
     confined, freeze,
     layout::{Handover, Header, RunRecord, Section, SettingRecord, Step, ThreadRecord, clock, downtime, trial},
-    madvise, owners, settings,
+    madvise, owners, prefetch, settings,
     text::FixedText,
 };
 
@@ -46,6 +46,7 @@ pub(crate) fn take_over(
     // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
     let header = unsafe { header.read() };
     let asleep_monotonic = continue_clocks(&header, header.handover_at);
+    prefetch::note();
     freeze::wait_for_arrivals();
     // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
     let runs = unsafe { table::<RunRecord>(header_at, header.runs) };

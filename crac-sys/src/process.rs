@@ -18,6 +18,16 @@ pub fn tid() -> i32 {
     simple(libc::SYS_gettid) as i32
 }
 
+/// Page faults of this process that waited for a disk (`ru_majflt` of `getrusage(2)`); 0 where it may not ask.
+pub fn major_faults() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call stores one such structure at the address given.
+    let asked = unsafe { syscall(libc::SYS_getrusage, [libc::RUSAGE_SELF as usize, usage.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    // SAFETY: integers, for which zeros are valid, and what the kernel has stored.
+    let usage = unsafe { usage.assume_init() };
+    if asked.is_ok() { usage.ru_majflt as u64 } else { 0 }
+}
+
 /// The session of this process (`getsid(2)`): the id of its leader, 0 if that is in a process id namespace further out.
 pub fn session() -> i32 {
     simple(libc::SYS_getsid) as i32

@@ -22,6 +22,7 @@
 //! | `CRAC_IMAGE_FORM` | `auto`, `program`, `data-only` | `image_form`: whether images are programs |
 //! | `CRAC_CLOCK_CHAOS` | `+10d`, `-5s`, ...: a sign, a whole number, `s`, `m`, `h` or `d` | for tests: shifts the monotonic clocks from the start, as a restore on another host does |
 //! | `CRAC_EAGER` | `on`, `off` | whether an image is read and checked when it is executed, rather than mapped; default `off` |
+//! | `CRAC_PREFETCH` | `on`, `off` | whether a restored life reads its image ahead once it serves, where that is not in the page cache; default `on` |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
 //!
 //! A value that cannot be understood ends the service with exit status 2 before anything is started.
@@ -49,4 +50,5 @@ pub(crate) const DOWNTIME: &str = "CRAC_DOWNTIME";
 pub(crate) const IMAGE_FORM: &str = "CRAC_IMAGE_FORM";
 pub(crate) const CLOCK_CHAOS: &str = "CRAC_CLOCK_CHAOS";
 pub(crate) const EAGER: &str = "CRAC_EAGER";
+pub(crate) const PREFETCH: &str = "CRAC_PREFETCH";
 pub(crate) const APPLY_ENV: &str = "CRAC_APPLY_ENV";

@@ -192,7 +192,7 @@ fn build_engine(settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
                 ImageForm::DataOnly => crac_native::ImageForm::DataOnly,
             };
             let engine = crac_native::NativeEngine::new().with_clock(clock).with_downtime(downtime);
-            Ok(Arc::new(engine.with_image_form(form)))
+            Ok(Arc::new(engine.with_image_form(form).with_prefetch(settings.prefetch)))
         }
         #[cfg(not(feature = "native"))]
         EngineChoice::Native => Err(StartError::NoNative),

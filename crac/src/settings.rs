@@ -28,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) clock: Clock,
     pub(crate) downtime: Downtime,
     pub(crate) image_form: ImageForm,
+    pub(crate) prefetch: bool,
     /// Seconds by which the clocks are shifted from the start.
     pub(crate) clock_chaos: Option<i64>,
 }
@@ -180,6 +181,7 @@ impl Settings {
                 .one_of(env::IMAGE_FORM, "`auto`, `program` or `data-only`", &IMAGE_FORMS)?
                 .or(config.image_form.and_then(|form| named(form, &IMAGE_FORMS)))
                 .unwrap_or(ImageForm::Auto),
+            prefetch: read.switch(env::PREFETCH)?.unwrap_or(true),
             clock_chaos: read.parse(env::CLOCK_CHAOS, "a shift such as `+10d` or `-5s`", shift)?,
         })
     }
@@ -328,6 +330,7 @@ mod tests {
             ("CRAC_CLOCK", "host"),
             ("CRAC_DOWNTIME", "10s"),
             ("CRAC_EAGER", "1"),
+            ("CRAC_PREFETCH", "auto"),
             ("CRAC_CLOCK_CHAOS", "10d"),
             ("CRAC_CLOCK_CHAOS", "+10"),
             ("CRAC_CLOCK_CHAOS", "-99999999999999999999s"),

@@ -29,6 +29,7 @@ struct Size {
     native_at_once: Way,
     native_uncached: Way,
     criu: Way,
+    criu_at_once: Way,
     criu_uncached: Way,
     native_image: Taken,
     criu_image: Taken,
@@ -77,6 +78,14 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
             }
         }
         at_once(plan, &lab, &native, rounds.native, &mut size);
+        if let Some(images) = criu {
+            for round in 0..=rounds.criu {
+                let timed = images.restore_and_ask_once(&size.criu);
+                if round > 0 || timed.is_err() {
+                    count_criu(plan, &mut size.criu_at_once, timed)?;
+                }
+            }
+        }
         uncached(plan, &native, &mut size)?;
         if let Some(images) = criu {
             images.forget()?;
@@ -154,7 +163,8 @@ fn sections(sizes: &[Size]) -> Vec<Section> {
         |way| &way.first,
         Plot { name: "first-answer", title: "From start to the first answer", ..plot(sizes, |way| &way.first) },
     );
-    first.short = [against_criu(sizes), against_the_rest(sizes)].into_iter().flatten().collect();
+    let by_criu = against_criu("To", sizes, |size| times(&size.criu.first, &size.native.first));
+    first.short = [by_criu, against_the_rest(sizes)].into_iter().flatten().collect();
     let hundredth = answers(
         sizes,
         |way| &way.hundredth,
@@ -189,27 +199,33 @@ fn answers(sizes: &[Size], runs: impl Fn(&Way) -> &Runs, plot: Plot) -> Section 
 
 /// The first answer where nothing else ran before.
 fn in_succession(sizes: &[Size]) -> Section {
-    let rows = sizes.iter().flat_map(|size| [("floor", size, &size.floor_at_once), ("native", size, &size.native_at_once)]);
-    let rows = rows.map(|(name, size, way)| {
-        let [min, median, max, times] = cells(&way.first, &size.floor_at_once.first);
+    let rows = sizes.iter().flat_map(|size| {
+        let ways = [("floor", &size.floor_at_once), ("native", &size.native_at_once), ("CRIU", &size.criu_at_once)];
+        ways.map(|(name, way)| (name, size, way))
+    });
+    let rows = rows.filter(|(_, _, way)| way.first.len() + way.failed != 0).map(|(name, size, way)| {
+        let [min, median, max, times] = cells(&way.first, &size.native_at_once.first);
         let [runs, failed] = [way.first.len(), way.failed].map(|count| count.to_string());
         [size.mib.to_string(), name.to_owned(), runs, failed, min, median, max, times]
     });
     let rows: Vec<_> = rows.collect();
     let text = format!(
         "As above, but nothing runs between a start of the floor and one from the image: each is asked once and ended, and the next \
-         begins. Their code, the kernel's, and the pages of the image are warm in the processor's caches then, where above some \
-         milliseconds of other work come before each start.\n\n{}",
-        table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x floor"], &rows)
+         begins; and so it goes with restores by CRIU. Their code, the kernel's, and the pages of the image are warm in the processor's \
+         caches then, where above some milliseconds of other work come before each start.\n\n{}",
+        table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x native"], &rows)
     );
     let ratio = by_size(sizes, |size| times(&size.native_at_once.first, &size.floor_at_once.first));
     let took = by_size(sizes, |size| Some(size.native_at_once.first.median().as_secs_f64() * 1e3));
     let short = took.zip(ratio).map(|(took, ratio)| {
         format!("One right after the other, a restore by the native engine takes to the first answer {took} (in ms); as many times as long as the floor: {ratio}.")
     });
+    let by_criu = against_criu("One restore right after the other, to", sizes, |size| {
+        times(&size.criu_at_once.first, &size.native_at_once.first)
+    });
     Section {
         title: "From start to the first answer, in quick succession",
-        short: short.into_iter().collect(),
+        short: [short, by_criu].into_iter().flatten().collect(),
         text,
         plots: Vec::new(),
     }
@@ -239,8 +255,7 @@ fn by_size(sizes: &[Size], ratio: impl Fn(&Size) -> Option<f64>) -> Option<Strin
     (!parts.is_empty()).then(|| list(&parts))
 }
 
-fn against_criu(sizes: &[Size]) -> Option<String> {
-    let ratio = |size: &Size| times(&size.criu.first, &size.native.first);
+fn against_criu(when: &str, sizes: &[Size], ratio: impl Fn(&Size) -> Option<f64>) -> Option<String> {
     let aims = AIMS.iter().filter_map(|(mib, aim)| {
         let reached = ratio(sizes.iter().find(|size| size.mib == *mib)?)?;
         let verdict = if reached >= *aim { "reached" } else { "missed" };
@@ -248,7 +263,10 @@ fn against_criu(sizes: &[Size]) -> Option<String> {
     });
     let aims: Vec<String> = aims.collect();
     let aims = if aims.is_empty() { String::new() } else { format!(" (aims: {})", aims.join(", ")) };
-    Some(format!("To the first answer CRIU takes as many times as long as the native engine: {}{aims}.", by_size(sizes, ratio)?))
+    Some(format!(
+        "{when} the first answer CRIU takes as many times as long as the native engine: {}{aims}.",
+        by_size(sizes, &ratio)?
+    ))
 }
 
 fn against_the_rest(sizes: &[Size]) -> Option<String> {
@@ -331,7 +349,7 @@ pub(super) fn method() -> String {
          the fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of \
          the state.\n\n\
          In turn: a start and a checkpoint by each engine (native first, then CRIU first, and so on), one restore by each that is not counted, then floor, native, CRIU, floor, \
-         native ..., then floor and native in quick succession, then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
+         native ..., then floor and native in quick succession, and CRIU likewise, then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
          native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and again from the beginning. CRIU's cache of kernel features is warm. A start that is not answered \
          within a minute, or a refused checkpoint, is counted as failed."
     )
@@ -355,8 +373,8 @@ mod tests {
     fn size(mib: usize, native: u64, criu: u64) -> Size {
         let native_image = Taken { took: runs(30), bytes: 3 << 20, plain_write: runs(10), failed: 0 };
         let floor = Way { hundredth: Runs::default(), all: Runs::default(), ..way(1) };
-        let (floor_at_once, native_at_once) = (way(2), way(3));
-        let size = Size { floor_at_once, native_at_once, ..Size::default() };
+        let (floor_at_once, native_at_once, criu_at_once) = (way(2), way(4), way(400));
+        let size = Size { floor_at_once, native_at_once, criu_at_once, ..Size::default() };
         Size { mib, floor, native: way(native), criu: Way { failed: 1, ..way(criu) }, native_image, ..size }
     }
 
@@ -366,7 +384,11 @@ mod tests {
         assert!(first.text.contains("| 16 | CRIU | 1 | 1 | 100 | 100 | 100 | 50.0 |"), "{}", first.text);
         assert!(first.text.contains("| 16 | floor | 1 | 0 | 1.00 | 1.00 | 1.00 | 0.50 |"), "{}", first.text);
         assert!(!first.text.contains("page cache cold"), "{}", first.text);
-        assert!(at_once.text.contains("| 16 | native | 1 | 0 | 3.00 | 3.00 | 3.00 | 1.50 |"), "{}", at_once.text);
+        assert!(at_once.text.contains("| 16 | floor | 1 | 0 | 2.00 | 2.00 | 2.00 | 0.50 |"), "{}", at_once.text);
+        assert!(at_once.text.contains("| 16 | CRIU | 1 | 0 | 400 | 400 | 400 | 100 |"), "{}", at_once.text);
+        assert!(
+            at_once.short.iter().any(|said| said.contains("CRIU takes as many times as long as the native engine: 100 with 16"))
+        );
         assert!(hundredth.text.contains("| 16 | native | 1 | 0 | 3.00 |") && !hundredth.text.contains("floor"));
         assert!(last.text.contains("| 16 | CRIU | 1 | 1 | 102 |"), "{}", last.text);
         assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);
@@ -374,9 +396,10 @@ mod tests {
 
     #[test]
     fn aims_are_judged_by_what_was_measured() {
-        let said = against_criu(&[size(16, 2, 100), size(1024, 2, 400)]).unwrap();
+        let ratio = |size: &Size| times(&size.criu.first, &size.native.first);
+        let said = against_criu("To", &[size(16, 2, 100), size(1024, 2, 400)], ratio).unwrap();
         assert!(said.contains("50.0 with 16 MiB and 200 with 1024 MiB"), "{said}");
         assert!(said.contains("10 with 16 MiB: reached, 300 with 1024 MiB: missed"), "{said}");
-        assert_eq!(against_criu(&[Size { criu: Way::default(), ..size(16, 2, 1) }]), None);
+        assert_eq!(against_criu("To", &[Size { criu: Way::default(), ..size(16, 2, 1) }], ratio), None);
     }
 }

@@ -1,0 +1,210 @@
+//! Fetches the memory of a restored life from the disk before somebody waits for it.
+//!
+//! Memory that was mapped from the image is read where it is touched. Where the image is not in the page cache, as on another host or
+//! after a reboot, each such read waits for the disk, and the next one begins only then. So once the door is open, and if there
+//! have been such waits, a thread has the kernel read the rest in the order of the file (`MADV_POPULATE_READ`, Linux 5.14). It asks
+//! for little at a time, so that the reads that somebody waits for do not queue behind it. Nothing becomes the process's own by that:
+//! what is read lies in the page cache, which clones share, and the kernel takes it back when memory is short.
+#![expect(unsafe_code, reason = "gives advice about memory")]
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use crac_sys::{
+    mem::{self, PAGE_SIZE},
+    process, signal,
+};
+
+use crate::madvise;
+
+/// Read by one call. A capture that begins meanwhile waits for its end.
+const PIECE: usize = 4 << 20;
+/// Pages that are looked at to tell how much is there.
+const SAMPLES: usize = 64;
+
+/// Page faults that waited for a disk before this life's own.
+static WAITS_BEFORE: AtomicU64 = AtomicU64::new(0);
+static AT_WORK: Mutex<Option<Fetcher>> = Mutex::new(None);
+
+/// A thread that fetches.
+#[derive(Debug)]
+struct Fetcher {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+/// At the beginning of a restored life. Allocates nothing.
+pub(crate) fn note() {
+    WAITS_BEFORE.store(process::major_faults(), Ordering::Relaxed);
+}
+
+/// Once the door is open: has the memory of this life fetched, if some of it is on the disk and there is room for it. In the usual
+/// case, in which the image is in the page cache, that is one system call.
+pub(crate) fn begin() {
+    if process::major_faults() == WAITS_BEFORE.load(Ordering::Relaxed) {
+        return;
+    }
+    let ranges: Vec<Range<usize>> = madvise::anonymous_ranges().collect();
+    let bytes: usize = ranges.iter().map(Range::len).sum();
+    let missing = missing(&ranges);
+    if !is_worthwhile(bytes, missing, available().unwrap_or(0)) {
+        tracing::debug!(bytes, missing, of = SAMPLES, "the image is not read ahead");
+        return;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let fetch = {
+        let stop = Arc::clone(&stop);
+        move || {
+            let begun = Instant::now();
+            let fetched = fetch(&ranges, &stop);
+            tracing::debug!(bytes = fetched, elapsed = ?begun.elapsed(), "the image was read ahead");
+        }
+    };
+    // The service's signals are for its own threads.
+    let mask = signal::set_mask(signal::SignalSet::MAX);
+    let spawned = std::thread::Builder::new().name("crac-prefetch".to_owned()).spawn(fetch);
+    // The mask was valid when it was read.
+    let _ = mask.and_then(signal::set_mask);
+    match spawned {
+        Ok(thread) => *AT_WORK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fetcher { thread, stop }),
+        // Then it is read where it is touched.
+        Err(error) => tracing::debug!(%error, "no thread to read the image ahead"),
+    }
+}
+
+/// Before a capture: ends the fetching, which takes as long as a [`PIECE`] does.
+pub(crate) fn end() {
+    let Some(fetcher) = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    fetcher.stop.store(true, Ordering::Relaxed);
+    // It does not panic, and nothing would follow from it.
+    let _ = fetcher.thread.join();
+}
+
+/// Whether to read `bytes` of which `missing` of [`SAMPLES`] are on the disk, with so much memory `available`.
+fn is_worthwhile(bytes: usize, missing: usize, available: u64) -> bool {
+    let expected = bytes as u64 / SAMPLES as u64 * missing as u64;
+    // Some are always there: what was touched, and what the kernel has read around it.
+    missing > SAMPLES / 16 && expected <= available / 2
+}
+
+/// How many of [`SAMPLES`] pages, evenly spread over the ranges, are on the disk.
+fn missing(ranges: &[Range<usize>]) -> usize {
+    let is_missing = |page: &usize| {
+        let mut there = [0];
+        // What is no longer mapped is not missing.
+        mem::resident(*page, PAGE_SIZE, &mut there).is_ok() && there[0] & 1 == 0
+    };
+    samples(ranges).filter(is_missing).count()
+}
+
+/// [`SAMPLES`] addresses of pages, evenly spread over the ranges; one in the middle of each share.
+fn samples(ranges: &[Range<usize>]) -> impl Iterator<Item = usize> {
+    let pages: usize = ranges.iter().map(|range| range.len() / PAGE_SIZE).sum();
+    (0..SAMPLES.min(pages)).filter_map(move |nth| {
+        let mut at = (2 * nth + 1) * pages / (2 * SAMPLES.min(pages));
+        ranges.iter().find_map(|range| {
+            let len = range.len() / PAGE_SIZE;
+            let found = (at < len).then(|| range.start + at * PAGE_SIZE);
+            at = at.saturating_sub(len);
+            found
+        })
+    })
+}
+
+/// The ranges in pieces of at most [`PIECE`] bytes.
+fn pieces(ranges: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
+    ranges.iter().flat_map(|range| range.clone().step_by(PIECE).map(|at| at..range.end.min(at.saturating_add(PIECE))))
+}
+
+/// Bytes that can be had without making anybody give up theirs (`MemAvailable` of `proc(5)`).
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Has all of it read, until told to stop; the bytes that were.
+fn fetch(ranges: &[Range<usize>], stop: &AtomicBool) -> usize {
+    let pieces = pieces(ranges).take_while(|_| !stop.load(Ordering::Relaxed));
+    let is_fetched = |piece: &Range<usize>| {
+        // SAFETY: this advice changes nothing about the content, whatever is mapped there by now.
+        let advised = unsafe { mem::advise(piece.start, piece.len(), libc::MADV_POPULATE_READ) };
+        // What is no longer mapped, or may not be read, needs no fetching, and what the disk refuses is said to whoever touches it.
+        advised.is_ok()
+    };
+    pieces.filter(is_fetched).map(|piece| piece.len()).sum()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_is_there_or_does_not_fit_is_not_fetched() {
+        assert!(is_worthwhile(64 * MIB, SAMPLES, 128 << 20));
+        assert!(!is_worthwhile(64 * MIB, SAMPLES, 127 << 20));
+        assert!(is_worthwhile(64 * MIB, SAMPLES / 2, 64 << 20));
+        assert!(!is_worthwhile(64 * MIB, SAMPLES / 16, 1 << 40));
+        assert!(!is_worthwhile(64 * MIB, 0, 1 << 40));
+        assert!(available().unwrap() > 0);
+    }
+
+    #[test]
+    fn samples_are_spread_evenly_and_lie_in_the_ranges() {
+        let ranges = [0..PAGE_SIZE, MIB..MIB + 255 * PAGE_SIZE, 9 * MIB..9 * MIB + 256 * PAGE_SIZE];
+        let found: Vec<_> = samples(&ranges).collect();
+        assert_eq!(found.len(), SAMPLES);
+        assert!(found.iter().all(|page| ranges.iter().any(|range| range.contains(page))), "{found:?}");
+        assert_eq!(found.iter().filter(|page| **page >= 9 * MIB).count(), SAMPLES / 2);
+        assert_eq!(samples(&ranges[..1]).collect::<Vec<_>>(), [0]);
+        assert_eq!(samples(&[]).count(), 0);
+    }
+
+    #[test]
+    fn pieces_cover_the_ranges_and_are_small() {
+        let ranges = [MIB..MIB + PAGE_SIZE, 20 * MIB..30 * MIB + PAGE_SIZE];
+        let found: Vec<_> = pieces(&ranges).collect();
+        assert_eq!(found.iter().map(Range::len).sum::<usize>(), 10 * MIB + 2 * PAGE_SIZE);
+        assert!(found.iter().all(|piece| piece.len() <= PIECE));
+        assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 28 * MIB..ranges[1].end));
+    }
+
+    #[test]
+    fn a_file_that_is_on_the_disk_is_read_and_what_is_nobodys_is_passed_over() {
+        let file = tempfile::tempfile().unwrap();
+        if rustix::fs::fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
+            println!(
+                "skipped: a_file_that_is_on_the_disk_is_read_and_what_is_nobodys_is_passed_over: temporary files are in memory"
+            );
+            return;
+        }
+        std::io::Write::write_all(&mut &file, &vec![1; 2 * PIECE]).unwrap();
+        file.sync_all().unwrap();
+        let map = |len, fd| {
+            // SAFETY: a new mapping of a file that is not changed, beside all others.
+            unsafe { mem::map(0, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, fd, 0) }.unwrap()
+        };
+        let address = map(2 * PIECE, std::os::fd::AsRawFd::as_raw_fd(&file));
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let ranges = [address..address + PIECE, address + PIECE..address + 2 * PIECE];
+        assert_eq!(missing(&ranges), SAMPLES);
+        assert_eq!(fetch(&ranges, &AtomicBool::new(true)), 0);
+        assert_eq!(missing(&ranges), SAMPLES);
+        // SAFETY: mapped above, and nobody uses it.
+        unsafe { mem::unmap(address, PIECE) }.unwrap();
+        assert_eq!(fetch(&ranges, &AtomicBool::new(false)), PIECE);
+        assert_eq!(missing(&ranges), 0);
+        // SAFETY: as above.
+        unsafe { mem::unmap(address + PIECE, PIECE) }.unwrap();
+    }
+}
