@@ -226,6 +226,18 @@ pub fn query(maps: BorrowedFd<'_>, address: u64) -> Result<Mapped> {
         inode: query.inode,
     })
 }
+
+/// Reads `len` bytes at `address` in, as touching them would, so that the next who touches them does not wait (`MADV_POPULATE_READ`,
+/// Linux 5.14). Blocks until they are there. What lies there stays as it is.
+///
+/// # Errors
+///
+/// `ENOMEM` and `EFAULT` where nothing is mapped, or what is may not be read or cannot be; `EINVAL` on an older kernel.
+pub fn populate(address: usize, len: usize) -> Result<()> {
+    // SAFETY: this advice discards nothing and changes no content, whosever the range is.
+    unsafe { advise(address, len, libc::MADV_POPULATE_READ) }
+}
+
 /// For each page of `len` bytes at `address` whether it is in memory, in the lowest bit (`mincore(2)`).
 pub fn resident(address: usize, len: usize, into: &mut [u8]) -> Result<()> {
     if into.len() < len.div_ceil(PAGE_SIZE) {

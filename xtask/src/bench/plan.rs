@@ -57,14 +57,16 @@ pub(super) struct Rounds {
     pub(super) native: usize,
     /// By CRIU, which takes seconds where the native engine takes milliseconds.
     pub(super) criu: usize,
+    /// By CRIU in quick succession.
+    pub(super) criu_at_once: usize,
 }
 
 impl Rounds {
     pub(super) fn of(mib: usize) -> Self {
         match mib {
-            ..=256 => Self { blocks: 3, native: 6, criu: 2 },
-            257..=1024 => Self { blocks: 2, native: 6, criu: 1 },
-            _ => Self { blocks: 2, native: 3, criu: 1 },
+            ..=256 => Self { blocks: 3, native: 6, criu: 2, criu_at_once: 2 },
+            257..=1024 => Self { blocks: 2, native: 6, criu: 1, criu_at_once: 2 },
+            _ => Self { blocks: 2, native: 3, criu: 1, criu_at_once: 0 },
         }
     }
 }
@@ -106,7 +108,7 @@ impl Plan {
     }
 
     pub(super) fn rounds(&self, mib: usize) -> Result<Rounds> {
-        let usual = if self.quick { Rounds { blocks: 1, native: 2, criu: 1 } } else { Rounds::of(mib) };
+        let usual = if self.quick { Rounds { blocks: 1, native: 2, criu: 1, criu_at_once: 1 } } else { Rounds::of(mib) };
         Ok(Rounds { blocks: number(BLOCKS)?.unwrap_or(usual.blocks), ..usual })
     }
 
