@@ -238,9 +238,12 @@ pub(crate) fn come_back(request: &CaptureRequest<'_>, handover: Handover, clocks
         // what the contract says about descriptors of the round itself.
         unsafe { descriptor::close(*number) };
     }
-    // Nobody would be told of an end, nor of this one.
-    if handover.command != 0 && process::end_with_parent(handover.command as i32).is_err() {
-        process::exit_group(1);
+    if handover.command != 0 {
+        // If that command has ended, nobody is left to be told, now or later. Another answer is that of a filter, and is ignored.
+        let bound = process::end_with_parent(handover.command as i32);
+        if bound.is_err_and(|errno| errno.number() == rustix::io::Errno::SRCH.raw_os_error()) {
+            process::exit_group(1);
+        }
     }
     let mut instance = [0; 16];
     // The kernel's generator does not fail once it is seeded.

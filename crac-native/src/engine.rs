@@ -106,7 +106,8 @@ impl NativeEngine {
     }
 
     /// Whether a restored life reads its image ahead once its door is open, if that is on the disk rather than in the page cache;
-    /// `true` if not set. What is read stays in the page cache, and only if that leaves half of the memory that is available.
+    /// `true` if not set. It does so only if what is missing takes no more than half of the memory that is available, and if
+    /// none of its memory is locked.
     #[must_use]
     pub fn with_prefetch(mut self, wanted: bool) -> Self {
         self.options.prefetch = wanted;
@@ -234,7 +235,7 @@ fn capture(options: &Options, request: &CaptureRequest<'_>) -> Result<Captured, 
             hint: "hint: ask the coordinator, which takes one request at a time".into(),
         });
     }
-    crate::prefetch::end();
+    crate::prefetch::end(options.freeze_deadline);
     let outcome = crate::capture::capture(options, request, Busy);
     match &outcome {
         Ok(Captured::Restored(life)) => tracing::debug!(image = %life.image_id, generation = life.generation, "restored"),

@@ -2,9 +2,10 @@
 //!
 //! Memory that was mapped from the image is read where it is touched. Where the image is not in the page cache, as on another host or
 //! after a reboot, each such read waits for the disk, and the next one begins only then. So once the door is open, and if there
-//! have been such waits, a thread has the kernel read the rest in the order of the file (`MADV_POPULATE_READ`, Linux 5.14). It asks
-//! for little at a time, so that the reads that somebody waits for do not queue behind it. Nothing becomes the process's own by that:
-//! what is read lies in the page cache, which clones share, and the kernel takes it back when memory is short.
+//! have been such waits, a thread has the kernel read the rest in the order of the file (`MADV_POPULATE_READ`, Linux 5.14). The
+//! kernel does that one window of its read-ahead after the other, so that what somebody waits for queues behind one of them at most.
+//! Nothing becomes the process's own by that: what is read lies in the page cache, which clones share, and the kernel takes it back
+//! when memory is short.
 
 use std::{
     ops::Range,
@@ -13,18 +14,26 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crac_sys::{
+    fs,
     mem::{self, PAGE_SIZE},
-    process, signal,
+    process,
+    signal::{self, SignalSet},
 };
 
 use crate::madvise;
 
-/// Read by one call. A capture that begins meanwhile waits for its end.
-const PIECE: usize = 4 << 20;
+/// Read by one call. A capture that begins meanwhile waits for its end. A page in it that cannot be read ends it.
+const PIECE: usize = 1 << 20;
+/// How often is looked whether the thread has ended.
+const LOOK: Duration = Duration::from_micros(500);
+/// All signals but the one by which glibc has every thread change its user (`SIGSETXID`, 33): it would wait for ever.
+const BLOCKED: SignalSet = SignalSet::MAX & !(1 << 32);
+/// What the thread is called.
+const THREAD: &str = "crac-prefetch";
 /// Pages that are looked at to tell how much is there.
 const SAMPLES: usize = 64;
 
@@ -52,8 +61,11 @@ pub(crate) fn begin() {
     }
     let ranges: Vec<Range<usize>> = madvise::anonymous_ranges().collect();
     let bytes: usize = ranges.iter().map(Range::len).sum();
-    let missing = missing(&ranges);
-    if !is_worthwhile(bytes, missing, available().unwrap_or(0)) {
+    let missing = if may_ask() { missing(&ranges) } else { SAMPLES };
+    let available = kib("/proc/meminfo", "MemAvailable:").unwrap_or(0) * 1024;
+    // What is locked once it is touched must not be touched for others.
+    let is_locked = kib("/proc/self/status", "VmLck:").is_none_or(|locked| locked != 0);
+    if is_locked || !is_worthwhile(bytes, missing, available) {
         tracing::debug!(bytes, missing, of = SAMPLES, "the image is not read ahead");
         return;
     }
@@ -67,8 +79,8 @@ pub(crate) fn begin() {
         }
     };
     // The service's signals are for its own threads.
-    let mask = signal::set_mask(signal::SignalSet::MAX);
-    let spawned = std::thread::Builder::new().name("crac-prefetch".to_owned()).spawn(fetch);
+    let mask = signal::set_mask(BLOCKED);
+    let spawned = std::thread::Builder::new().name(THREAD.to_owned()).spawn(fetch);
     // The mask was valid when it was read.
     let _ = mask.and_then(signal::set_mask);
     match spawned {
@@ -78,18 +90,35 @@ pub(crate) fn begin() {
     }
 }
 
-/// Before a capture: ends the fetching, which takes as long as a [`PIECE`] does.
-pub(crate) fn end() {
-    let Some(fetcher) = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+/// Before a capture: ends the fetching, which takes as long as a [`PIECE`] does. A disk that does not answer within `limit` leaves the
+/// thread as it is, and the capture says so, as of any thread that cannot be stopped.
+pub(crate) fn end(limit: Duration) {
+    let mut at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(fetcher) = at_work.take() else { return };
     fetcher.stop.store(true, Ordering::Relaxed);
+    let deadline = Instant::now() + limit;
+    while !fetcher.thread.is_finished() {
+        if Instant::now() >= deadline {
+            *at_work = Some(fetcher);
+            return;
+        }
+        std::thread::park_timeout(LOOK);
+    }
     // It does not panic, and nothing would follow from it.
     let _ = fetcher.thread.join();
+}
+
+/// Whether `mincore(2)` tells the truth: of a file that this process neither owns nor may write to it says that all is there. The file
+/// that this process executes is the image, or else it is not known.
+fn may_ask() -> bool {
+    let Ok([_, user, _]) = process::user_ids() else { return false };
+    user == 0 || fs::stat_path(c"/proc/self/exe").is_ok_and(|program| program.st_uid == user)
 }
 
 /// Whether to read `bytes` of which `missing` of [`SAMPLES`] are on the disk, with so much memory `available`.
 fn is_worthwhile(bytes: usize, missing: usize, available: u64) -> bool {
     let expected = bytes as u64 / SAMPLES as u64 * missing as u64;
-    // Some are always there: what was touched, and what the kernel has read around it.
+    // A few are read as soon where they are touched.
     missing > SAMPLES / 16 && expected <= available / 2
 }
 
@@ -97,7 +126,7 @@ fn is_worthwhile(bytes: usize, missing: usize, available: u64) -> bool {
 fn missing(ranges: &[Range<usize>]) -> usize {
     let is_missing = |page: &usize| {
         let mut there = [0];
-        // What is no longer mapped is not missing.
+        // What is no longer mapped is not missing. What was given back since is, and will be read as zeros.
         mem::resident(*page, PAGE_SIZE, &mut there).is_ok() && there[0] & 1 == 0
     };
     samples(ranges).filter(is_missing).count()
@@ -122,11 +151,11 @@ fn pieces(ranges: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
     ranges.iter().flat_map(|range| range.clone().step_by(PIECE).map(|at| at..range.end.min(at.saturating_add(PIECE))))
 }
 
-/// Bytes that can be had without making anybody give up theirs (`MemAvailable` of `proc(5)`).
-fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+/// A number of KiB in a file of `proc(5)`.
+fn kib(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// Has all of it read, until told to stop; the bytes that were.
@@ -151,7 +180,8 @@ mod tests {
         assert!(is_worthwhile(64 * MIB, SAMPLES / 2, 64 << 20));
         assert!(!is_worthwhile(64 * MIB, SAMPLES / 16, 1 << 40));
         assert!(!is_worthwhile(64 * MIB, 0, 1 << 40));
-        assert!(available().unwrap() > 0);
+        assert!(kib("/proc/meminfo", "MemAvailable:").unwrap() > 0);
+        assert_eq!((kib("/proc/self/status", "VmLck:"), kib("/proc/self/status", "VmSomething:")), (Some(0), None));
     }
 
     #[test]
@@ -171,7 +201,7 @@ mod tests {
         let found: Vec<_> = pieces(&ranges).collect();
         assert_eq!(found.iter().map(Range::len).sum::<usize>(), 10 * MIB + 2 * PAGE_SIZE);
         assert!(found.iter().all(|piece| piece.len() <= PIECE));
-        assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 28 * MIB..ranges[1].end));
+        assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 30 * MIB..ranges[1].end));
     }
 
     #[test]

@@ -302,7 +302,8 @@ pub fn stop() -> Result<()> {
 ///
 /// # Errors
 ///
-/// `ESRCH` if that process has ended before, so that nothing would end this one.
+/// `ESRCH` if that process has ended before, so that nothing would end this one; it is not told of a parent in a process id
+/// namespace further out. Otherwise those of `prctl(2)`.
 pub fn end_with_parent(parent: i32) -> Result<()> {
     // SAFETY: an integer argument.
     unsafe { prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as usize, 0, 0, 0]) }?;

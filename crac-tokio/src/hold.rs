@@ -256,8 +256,8 @@ impl Held for TokioHeld {
 
     fn sweep(&self, work: Arc<dyn Fn() + Send + Sync>) -> Box<dyn Sweeping> {
         // crac's own threads draw nothing that has to be unique; the coordinator sweeps itself.
-        let others =
-            self.others.iter().filter(|other| !other.name.starts_with("crac-coord") && !other.name.starts_with("crac-hook"));
+        let is_own = |name: &str| ["crac-coord", "crac-hook", "crac-prefetch"].iter().any(|own| name.starts_with(own));
+        let others = self.others.iter().filter(|other| !is_own(&other.name));
         let others = others.filter(|other| !board::is_standing(other.tid) && board::claim(other.tid));
         let out_of_reach = others.map(Listed::to_string).collect();
         self.station.sweep(work);

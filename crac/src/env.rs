@@ -22,7 +22,7 @@
 //! | `CRAC_IMAGE_FORM` | `auto`, `program`, `data-only` | `image_form`: whether images are programs |
 //! | `CRAC_CLOCK_CHAOS` | `+10d`, `-5s`, ...: a sign, a whole number, `s`, `m`, `h` or `d` | for tests: shifts the monotonic clocks from the start, as a restore on another host does |
 //! | `CRAC_EAGER` | `on`, `off` | whether an image is read and checked when it is executed, rather than mapped; default `off` |
-//! | `CRAC_PREFETCH` | `on`, `off` | whether a restored life reads its image ahead once it serves, where that is not in the page cache; default `on` |
+//! | `CRAC_PREFETCH` | `on`, `off` | whether a restored life reads its image ahead once it serves, where that is not in the page cache; default `on`. What held at the cold start holds for all lives |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
 //!
 //! A value that cannot be understood ends the service with exit status 2 before anything is started.

@@ -10,23 +10,18 @@ use crac_testing::{
     skip::skip,
     wait_until,
 };
-use rustix::fs::{Advice, fadvise, fstatfs};
+use rustix::fs::{Advice, fadvise};
 
 const WARM_MIB: u64 = 128;
 
-/// Has a service with this setting of `CRAC_PREFETCH` leave an image behind; no if the `test` has to be skipped here.
-fn has_slept(test: &str, lab: &Lab, image: &Path, prefetch: &str) -> bool {
+/// Has a service with this setting of `CRAC_PREFETCH` leave an image behind.
+fn put_to_sleep(lab: &Lab, image: &Path, prefetch: &str) {
     let addr = free_addr();
     let mut command = lab.command(program("web-server"));
     command.env("CRAC_PREFETCH", prefetch);
     command.args(["--listen", &addr.to_string(), "--warm-mib", &WARM_MIB.to_string()]);
     let mut service = Service::start(command, addr).answering();
     checkpoint(lab, &mut service, image);
-    let is_on_disk = fstatfs(File::open(image).unwrap()).unwrap().f_type != libc::TMPFS_MAGIC;
-    if !is_on_disk {
-        skip(test, "the directory for temporary files is in memory");
-    }
-    is_on_disk
 }
 
 fn checkpoint(lab: &Lab, service: &mut Service, image: &Path) {
@@ -60,33 +55,58 @@ fn at_hand(service: &Service, image: &Path) -> u64 {
     kib / 1024
 }
 
+/// Whether the kernel has fetched something for the process from a disk; else the `test` has to be skipped here.
+fn has_fetched(test: &str, service: &Service) -> bool {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", service.pid())).unwrap();
+    let has_fetched = !io.lines().any(|line| line == "read_bytes: 0");
+    if !has_fetched {
+        skip(test, "the file system for temporary files keeps what it is told to drop");
+    }
+    has_fetched
+}
+
+fn reads_ahead(service: &Service) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap().flatten();
+    // One that has just ended has no name.
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    threads.map(name).any(|name| name.trim() == "crac-prefetch")
+}
+
 #[test]
 fn an_image_is_read_ahead_once_its_service_serves() {
     let lab = Lab::new();
     let image = lab.file("web.crac");
-    if !has_slept("an_image_is_read_ahead_once_its_service_serves", &lab, &image, "on") {
+    put_to_sleep(&lab, &image, "on");
+    let service = restore_cold(&lab, &image);
+    if !has_fetched("an_image_is_read_ahead_once_its_service_serves", &service) {
         return;
     }
-    let service = restore_cold(&lab, &image);
-    wait_until("all of the image is at hand", || (at_hand(&service, &image) >= WARM_MIB).then_some(()));
-    let threads = || std::fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap().flatten();
-    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-    wait_until("the thread has ended", || threads().all(|thread| name(thread).trim() != "crac-prefetch").then_some(()));
+    // The kernel may have taken some of it back where memory is short.
+    wait_until("the image is at hand", || (at_hand(&service, &image) >= WARM_MIB * 7 / 8).then_some(()));
+    wait_until("the thread has ended", || (!reads_ahead(&service)).then_some(()));
     assert_eq!(service.get("/warm").json()["entries"], WARM_MIB * 256);
 }
 
 #[test]
-fn a_checkpoint_does_not_wait_until_the_image_is_read() {
+fn generations_follow_each_other_while_the_image_is_read_ahead() {
     let lab = Lab::new();
     let image = lab.file("web.crac");
-    if !has_slept("a_checkpoint_does_not_wait_until_the_image_is_read", &lab, &image, "on") {
-        return;
-    }
-    for generation in 1..=4 {
+    put_to_sleep(&lab, &image, "on");
+    let mut at_work = 0;
+    for generation in 1..=6 {
         let mut service = restore_cold(&lab, &image);
-        assert_eq!(service.get("/instance").json()["generation"], generation);
+        if !has_fetched("generations_follow_each_other_while_the_image_is_read_ahead", &service) {
+            return;
+        }
+        at_work += usize::from(reads_ahead(&service));
         checkpoint(&lab, &mut service, &image);
+        // Nor does anybody miss it in the next life.
+        assert!(!service.output().contains("crac-prefetch"), "{}", service.output());
+        let service = restore_cold(&lab, &image);
+        assert_eq!(service.get("/instance").json()["generation"], generation + 1);
+        assert!(!service.output().contains("crac-prefetch"), "{}", service.output());
     }
+    println!("{at_work} of them while it was read");
     let service = restore_cold(&lab, &image);
     assert_eq!(service.get("/warm").json()["entries"], WARM_MIB * 256);
 }
@@ -95,12 +115,16 @@ fn a_checkpoint_does_not_wait_until_the_image_is_read() {
 fn an_image_is_read_where_it_is_touched_if_that_is_wanted() {
     let lab = Lab::new();
     let image = lab.file("web.crac");
-    if !has_slept("an_image_is_read_where_it_is_touched_if_that_is_wanted", &lab, &image, "off") {
+    put_to_sleep(&lab, &image, "off");
+    let service = restore_cold(&lab, &image);
+    if !has_fetched("an_image_is_read_where_it_is_touched_if_that_is_wanted", &service) {
         return;
     }
-    let service = restore_cold(&lab, &image);
     // The kernel maps 64 KiB around what is touched.
-    (0..32).for_each(|n| _ = service.get(&format!("/warm/{n}")));
+    for n in 0..64 {
+        service.get(&format!("/warm/{n}"));
+        assert!(!reads_ahead(&service));
+    }
     let at_hand = at_hand(&service, &image);
-    assert!(at_hand < WARM_MIB / 2, "{at_hand} MiB");
+    assert!((1..WARM_MIB / 2).contains(&at_hand), "{at_hand} MiB");
 }

@@ -19,7 +19,9 @@ use crac_testing::{
     skip::skip,
     wait_until,
 };
-use rustix::process::{Pid, Signal, test_kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, set_child_subreaper, test_kill_process, test_kill_process_group, waitpgid, waitpid,
+};
 
 /// A lab in which everything uses the CRIU at `criu`.
 struct World {
@@ -258,8 +260,10 @@ fn a_restore_that_is_killed_half_way_leaves_nothing_alive() {
     let Some(criu) = criu("a_restore_that_is_killed_half_way_leaves_nothing_alive") else { return };
     let world = World::new(criu);
     let mut service = world.web_server();
-    let pid = service.pid();
+    let pid = Pid::from_raw(service.pid() as i32).unwrap();
     world.checkpoint(&mut service);
+    // What loses its parent comes here, and its id is free at once.
+    set_child_subreaper(Some(getpid())).unwrap();
     for moment in (0..240).step_by(30).map(Duration::from_millis) {
         let mut command = world.command("crac");
         command.arg("restore").arg(world.image()).args(["--", "--listen", &free_addr().to_string()]);
@@ -270,9 +274,15 @@ fn a_restore_that_is_killed_half_way_leaves_nothing_alive() {
         command.kill().unwrap();
         command.wait().unwrap();
         // CRIU itself is in the command's group, the service in its own.
-        wait_until("CRIU has ended", || test_kill_process_group(group).is_err().then_some(()));
-        // Its number is free once the process that takes over orphans has waited for it.
-        wait_until("nothing is left of the service", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+        wait_until("CRIU has ended", || {
+            let _ = waitpgid(group, WaitOptions::NOHANG);
+            test_kill_process_group(group).is_err().then_some(())
+        });
+        wait_until("nothing is left of the service", || {
+            // Fails for as long as it is somebody else's.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            test_kill_process(pid).is_err().then_some(())
+        });
     }
     world.restore();
 }

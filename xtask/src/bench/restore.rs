@@ -212,7 +212,7 @@ fn in_succession(sizes: &[Size]) -> Section {
     let rows: Vec<_> = rows.collect();
     let text = format!(
         "As above, but nothing runs between a start of the floor and one from the image: each is asked once and ended, and the next \
-         begins; and so it goes with restores by CRIU. Their code, the kernel's, and the pages of the image are warm in the processor's \
+         begins; and so it goes with restores by CRIU, up to 1 GiB. Their code, the kernel's, and the pages of the image are warm in the processor's \
          caches then, where above some milliseconds of other work come before each start.\n\n{}",
         table(["MiB", "start", "runs", "failed", "min, ms", "median, ms", "max, ms", "x native"], &rows)
     );
