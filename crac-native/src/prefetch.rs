@@ -27,7 +27,7 @@ use crac_sys::{
 use crate::madvise;
 
 /// Read by one call. A capture that begins meanwhile waits for its end. A page in it that cannot be read ends it.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 4 << 20;
 /// How often is looked whether the thread has ended.
 const LOOK: Duration = Duration::from_micros(500);
 /// All signals but the one by which glibc has every thread change its user (`SIGSETXID`, 33): it would wait for ever.
@@ -201,7 +201,7 @@ mod tests {
         let found: Vec<_> = pieces(&ranges).collect();
         assert_eq!(found.iter().map(Range::len).sum::<usize>(), 10 * MIB + 2 * PAGE_SIZE);
         assert!(found.iter().all(|piece| piece.len() <= PIECE));
-        assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 30 * MIB..ranges[1].end));
+        assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 28 * MIB..ranges[1].end));
     }
 
     #[test]
