@@ -119,7 +119,7 @@ fn may_ask() -> bool {
 fn is_worthwhile(bytes: usize, missing: usize, available: u64) -> bool {
     let expected = bytes as u64 / SAMPLES as u64 * missing as u64;
     // A few are read as soon where they are touched.
-    missing > SAMPLES / 16 && expected <= available / 2
+    missing > SAMPLES / 16 && expected != 0 && expected <= available / 2
 }
 
 /// How many of [`SAMPLES`] pages, evenly spread over the ranges, are on the disk.
@@ -180,6 +180,7 @@ mod tests {
         assert!(is_worthwhile(64 * MIB, SAMPLES / 2, 64 << 20));
         assert!(!is_worthwhile(64 * MIB, SAMPLES / 16, 1 << 40));
         assert!(!is_worthwhile(64 * MIB, 0, 1 << 40));
+        assert!(!is_worthwhile(0, SAMPLES, 1 << 40));
         assert!(kib("/proc/meminfo", "MemAvailable:").unwrap() > 0);
         assert_eq!((kib("/proc/self/status", "VmLck:"), kib("/proc/self/status", "VmSomething:")), (Some(0), None));
     }
@@ -202,6 +203,19 @@ mod tests {
         assert_eq!(found.iter().map(Range::len).sum::<usize>(), 10 * MIB + 2 * PAGE_SIZE);
         assert!(found.iter().all(|piece| piece.len() <= PIECE));
         assert_eq!((found[0].clone(), found.last().unwrap().clone()), (ranges[0].clone(), 28 * MIB..ranges[1].end));
+    }
+
+    #[test]
+    fn a_thread_that_does_not_end_is_left_and_told_once_more() {
+        let (wake, woken) = std::sync::mpsc::channel::<()>();
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn(move || _ = woken.recv());
+        *AT_WORK.lock().unwrap() = Some(Fetcher { thread, stop: Arc::clone(&stop) });
+        end(Duration::ZERO);
+        assert!(stop.load(Ordering::Relaxed) && AT_WORK.lock().unwrap().is_some());
+        drop(wake);
+        end(Duration::from_secs(60));
+        assert!(AT_WORK.lock().unwrap().is_none());
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use crac_testing::{
     lab::{Lab, Service, free_addr},
@@ -55,14 +58,17 @@ fn at_hand(service: &Service, image: &Path) -> u64 {
     kib / 1024
 }
 
-/// Whether the kernel has fetched something for the process from a disk; else the `test` has to be skipped here.
-fn has_fetched(test: &str, service: &Service) -> bool {
+/// Restores what a service with this setting of `CRAC_PREFETCH` has left on the disk alone; nothing if the `test` is to be skipped here.
+fn cold_life(test: &str, lab: &Lab, prefetch: &str) -> Option<(Service, PathBuf)> {
+    let image = lab.file("web.crac");
+    put_to_sleep(lab, &image, prefetch);
+    let service = restore_cold(lab, &image);
     let io = std::fs::read_to_string(format!("/proc/{}/io", service.pid())).unwrap();
-    let has_fetched = !io.lines().any(|line| line == "read_bytes: 0");
-    if !has_fetched {
+    if io.lines().any(|line| line == "read_bytes: 0") {
         skip(test, "the file system for temporary files keeps what it is told to drop");
+        return None;
     }
-    has_fetched
+    Some((service, image))
 }
 
 fn reads_ahead(service: &Service) -> bool {
@@ -75,12 +81,8 @@ fn reads_ahead(service: &Service) -> bool {
 #[test]
 fn an_image_is_read_ahead_once_its_service_serves() {
     let lab = Lab::new();
-    let image = lab.file("web.crac");
-    put_to_sleep(&lab, &image, "on");
-    let service = restore_cold(&lab, &image);
-    if !has_fetched("an_image_is_read_ahead_once_its_service_serves", &service) {
-        return;
-    }
+    let life = cold_life("an_image_is_read_ahead_once_its_service_serves", &lab, "on");
+    let Some((service, image)) = life else { return };
     // The kernel may have taken some of it back where memory is short.
     wait_until("the image is at hand", || (at_hand(&service, &image) >= WARM_MIB * 7 / 8).then_some(()));
     wait_until("the thread has ended", || (!reads_ahead(&service)).then_some(()));
@@ -90,36 +92,29 @@ fn an_image_is_read_ahead_once_its_service_serves() {
 #[test]
 fn generations_follow_each_other_while_the_image_is_read_ahead() {
     let lab = Lab::new();
-    let image = lab.file("web.crac");
-    put_to_sleep(&lab, &image, "on");
-    let mut at_work = 0;
-    for generation in 1..=6 {
-        let mut service = restore_cold(&lab, &image);
-        if !has_fetched("generations_follow_each_other_while_the_image_is_read_ahead", &service) {
-            return;
-        }
+    let life = cold_life("generations_follow_each_other_while_the_image_is_read_ahead", &lab, "on");
+    let Some((mut service, image)) = life else { return };
+    let (mut generation, mut at_work) = (1, 0);
+    // On a fast disk it is done before the checkpoint comes, but not each time.
+    while generation <= 5 || (at_work == 0 && generation <= 40) {
         at_work += usize::from(reads_ahead(&service));
         checkpoint(&lab, &mut service, &image);
         // Nor does anybody miss it in the next life.
         assert!(!service.output().contains("crac-prefetch"), "{}", service.output());
-        let service = restore_cold(&lab, &image);
-        assert_eq!(service.get("/instance").json()["generation"], generation + 1);
+        service = restore_cold(&lab, &image);
+        generation += 1;
+        assert_eq!(service.get("/instance").json()["generation"], generation);
         assert!(!service.output().contains("crac-prefetch"), "{}", service.output());
     }
-    println!("{at_work} of them while it was read");
-    let service = restore_cold(&lab, &image);
+    assert_ne!(at_work, 0);
     assert_eq!(service.get("/warm").json()["entries"], WARM_MIB * 256);
 }
 
 #[test]
 fn an_image_is_read_where_it_is_touched_if_that_is_wanted() {
     let lab = Lab::new();
-    let image = lab.file("web.crac");
-    put_to_sleep(&lab, &image, "off");
-    let service = restore_cold(&lab, &image);
-    if !has_fetched("an_image_is_read_where_it_is_touched_if_that_is_wanted", &service) {
-        return;
-    }
+    let life = cold_life("an_image_is_read_where_it_is_touched_if_that_is_wanted", &lab, "off");
+    let Some((service, image)) = life else { return };
     // The kernel maps 64 KiB around what is touched.
     for n in 0..64 {
         service.get(&format!("/warm/{n}"));
