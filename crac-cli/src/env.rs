@@ -11,7 +11,7 @@ pub(crate) const IMAGE: &str = "CRAC_IMAGE";
 /// Set by `crac run` for a cold start: when the service takes an image by itself.
 pub(crate) const CHECKPOINT_ON: &str = "CRAC_CHECKPOINT_ON";
 
-/// Whether a restored life has all its memory from the beginning: `on`, `off`. Images read it, and so do services.
+/// Whether a restored life has all its memory from the beginning: `on`, `populate`, `off`. Images read it, and so do services.
 pub(crate) const EAGER: &str = "CRAC_EAGER";
 
 /// Every variable with its meaning, as `crac --help` shows them.
@@ -23,6 +23,6 @@ pub(crate) const ALL: &[(&str, &str)] = &[
         "which CRIU restores images of the criu engine and saves from outside, rather than the one on PATH; the service reads it, too",
     ),
     (IMAGE, "set for the service by `crac run`: where it puts its image"),
-    (EAGER, "`on`: images are restored as with --eager, also when they are executed themselves"),
+    (EAGER, "`on`: images are restored as with --eager, also when they are executed themselves; `populate`: as with --populate"),
     (CHECKPOINT_ON, "set for the service by `crac run --checkpoint-on`: when it takes an image by itself"),
 ];

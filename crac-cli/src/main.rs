@@ -17,6 +17,7 @@ mod duration;
 mod env;
 mod exit;
 mod failure;
+mod fetch;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod find;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

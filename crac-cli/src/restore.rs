@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::{demands::Demands, env, exit::Exit, failure::Failure, image};
+use crate::{demands::Demands, env, exit::Exit, failure::Failure, fetch::Fetch, image};
 
 /// Become the service that was saved into an image, in the foreground. `./IMAGE -- ARGS...` does the same where
 /// an image may be executed; this command also restores those that may not.
@@ -16,10 +16,8 @@ pub(crate) struct Args {
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     variables: Vec<(String, String)>,
 
-    /// Read all page data into memory and check them before the service runs, instead of mapping them: nothing has to be fetched
-    /// later. Takes as much time and memory as there are data. CRIU always reads all, and has no checksums.
-    #[arg(long)]
-    eager: bool,
+    #[command(flatten)]
+    fetch: Fetch,
 
     #[command(flatten)]
     demands: Demands,
@@ -42,7 +40,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         }
     })?;
     let mut variables = args.variables;
-    variables.extend(args.eager.then(|| (env::EAGER.to_owned(), "on".to_owned())));
+    variables.extend(args.fetch.value().map(|value| (env::EAGER.to_owned(), value.to_owned())));
     let reason = image.exec(args.arguments, environment(variables));
     Err(Failure::new(reason.exit, format!("cannot restore {file}: {}", reason.what)).hint("start the service cold"))
 }

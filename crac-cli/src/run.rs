@@ -14,6 +14,7 @@ use crate::{
     duration, env,
     exit::Exit,
     failure::Failure,
+    fetch::Fetch,
     image::{self, Reason},
     output,
 };
@@ -30,11 +31,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ready|after=DURATION|never", value_parser = checkpoint_on)]
     checkpoint_on: Option<String>,
 
-    /// Read all page data into memory and check them before the service runs, instead of mapping them: nothing has to be fetched
-    /// later. Damaged data are a reason to start cold. Takes as much time and memory as there are data. CRIU always reads all, and
-    /// has no checksums.
-    #[arg(long)]
-    eager: bool,
+    #[command(flatten)]
+    fetch: Fetch,
 
     #[command(flatten)]
     demands: Demands,
@@ -54,9 +52,9 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot tell where the image {} is: {error}", image.display())))?;
 
     let mut variables: Vec<_> = std::env::vars_os().collect();
-    if args.eager {
+    if let Some(value) = args.fetch.value() {
         variables.retain(|(name, _)| name != env::EAGER);
-        variables.push((env::EAGER.into(), "on".into()));
+        variables.push((env::EAGER.into(), value.into()));
     }
     let is_eager = variables.iter().any(|(name, value)| name == env::EAGER && value == "on");
     let mut opened = image::open(&image, Some(&program), &args.demands);
@@ -72,8 +70,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
 
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments).env(env::IMAGE, &image);
-    if args.eager {
-        command.env(env::EAGER, "on");
+    if let Some(value) = args.fetch.value() {
+        command.env(env::EAGER, value);
     }
     if let Some(when) = args.checkpoint_on {
         command.env(env::CHECKPOINT_ON, when);

@@ -15,8 +15,8 @@
 //!
 //! Memory comes back lazily: data are private mappings of the image, shared between clones until they are written to, and what
 //! was never touched is anonymous. The time until the process runs does not depend on the size of its heap. An image that is on the
-//! disk is read ahead from then on. With `CRAC_EAGER=on` in the environment all data are read and checked first, and memory is what it
-//! was: anonymous.
+//! disk is read ahead from then on. With `CRAC_EAGER=populate` in the environment all of it is fetched first. With `CRAC_EAGER=on` all
+//! data are read and checked first, and memory is what it was: anonymous.
 //!
 //! # What has to hold
 //!

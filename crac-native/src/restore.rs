@@ -140,7 +140,8 @@ impl Restore {
     /// Becomes the captured process: does not return unless the kernel refuses.
     ///
     /// `arguments` (without a program name) and `environment` reach the service as its `Restoration`. With `CRAC_EAGER=on` in the
-    /// environment, all page data are read into memory and checked before the process runs, rather than mapped. An image that may not
+    /// environment, all page data are read into memory and checked before the process runs, rather than mapped; with
+    /// `CRAC_EAGER=populate` they are mapped, and fetched before it runs. An image that may not
     /// be executed where it lies, and a data-only one, is restored by the calling program itself, which must have no other thread then.
     /// If that fails the process is good for nothing but to end or to execute another program.
     pub fn exec(

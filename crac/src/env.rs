@@ -21,7 +21,7 @@
 //! | `CRAC_DOWNTIME` | `frozen`, `elapsed` | `downtime`: what the time between checkpoint and restore is to them |
 //! | `CRAC_IMAGE_FORM` | `auto`, `program`, `data-only` | `image_form`: whether images are programs |
 //! | `CRAC_CLOCK_CHAOS` | `+10d`, `-5s`, ...: a sign, a whole number, `s`, `m`, `h` or `d` | for tests: shifts the monotonic clocks from the start, as a restore on another host does |
-//! | `CRAC_EAGER` | `on`, `off` | whether an image is read and checked when it is executed, rather than mapped; default `off` |
+//! | `CRAC_EAGER` | `on`, `populate`, `off` | whether an image that is executed is read and checked rather than mapped (`on`), or mapped and fetched whole (`populate`), before the service runs; default `off` |
 //! | `CRAC_PREFETCH` | `on`, `off` | whether a restored life reads its image ahead once it serves, where that is not in the page cache; default `on`. What held at the cold start holds for all lives |
 //! | `CRAC_APPLY_ENV` | `on`, `off` | whether `std::env` shows the environment of the restore; default `off` |
 //!

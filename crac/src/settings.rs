@@ -103,7 +103,7 @@ impl Settings {
     pub(crate) fn resolve(config: &MainConfig, var: impl Fn(&str) -> Option<String>) -> Result<Self, SettingError> {
         let read = Reader { var: &var };
         // Read by the image that this service may become; a wish that cannot be understood is not to end that life.
-        read.switch(env::EAGER)?;
+        read.one_of(env::EAGER, "`on`, `populate` or `off`", &["on", "populate", "off"].map(|word| (word, ())))?;
         let default = Deadlines::default();
         let mut deadlines = default;
         deadlines.hook = read.duration(env::HOOK_DEADLINE, config.hook_deadline)?.unwrap_or(default.hook);

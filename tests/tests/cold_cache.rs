@@ -8,7 +8,7 @@ use std::{
 };
 
 use crac_testing::{
-    lab::{Lab, Service, free_addr},
+    lab::{Lab, Service, free_addr, text},
     programs::program,
     skip::skip,
     wait_until,
@@ -34,9 +34,19 @@ fn checkpoint(lab: &Lab, service: &mut Service, image: &Path) {
 
 /// Restores what is on the disk alone.
 fn restore_cold(lab: &Lab, image: &Path) -> Service {
+    drop_from_cache(image);
+    lab.restore(image, &[])
+}
+
+fn drop_from_cache(image: &Path) {
     // It was made durable, so that nothing keeps the kernel from dropping it.
     fadvise(File::open(image).unwrap(), 0, None, Advice::DontNeed).unwrap();
-    lab.restore(image, &[])
+}
+
+/// Bytes that a process has had fetched from the disk.
+fn fetched(service: &Service) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", service.pid())).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok()).unwrap()
 }
 
 /// MiB of the image that the process has mapped and at hand.
@@ -63,8 +73,7 @@ fn cold_life(test: &str, lab: &Lab, prefetch: &str) -> Option<(Service, PathBuf)
     let image = lab.file("web.crac");
     put_to_sleep(lab, &image, prefetch);
     let service = restore_cold(lab, &image);
-    let io = std::fs::read_to_string(format!("/proc/{}/io", service.pid())).unwrap();
-    if io.lines().any(|line| line == "read_bytes: 0") {
+    if fetched(&service) == 0 {
         skip(test, "the file system for temporary files keeps what it is told to drop");
         return None;
     }
@@ -122,4 +131,36 @@ fn an_image_is_read_where_it_is_touched_if_that_is_wanted() {
     }
     let at_hand = at_hand(&service, &image);
     assert!((1..WARM_MIB / 2).contains(&at_hand), "{at_hand} MiB");
+}
+
+#[test]
+fn an_image_is_fetched_before_its_service_serves_if_that_is_wanted() {
+    let lab = Lab::new();
+    let image = lab.file("web.crac");
+    put_to_sleep(&lab, &image, "on");
+    for verb in [&["restore", "--populate"][..], &["run", "--populate", "--image"]] {
+        drop_from_cache(&image);
+        let addr = free_addr();
+        let mut command = lab.command(program("crac"));
+        command.args(verb).arg(&image).arg("--");
+        if verb[0] == "run" {
+            command.arg(program("web-server"));
+        }
+        command.args(["--listen", &addr.to_string()]);
+        let service = Service::start(command, addr).answering();
+        let before = fetched(&service);
+        if before == 0 {
+            let test = "an_image_is_fetched_before_its_service_serves_if_that_is_wanted";
+            return skip(test, "the file system for temporary files keeps what it is told to drop");
+        }
+        assert!(before >= WARM_MIB << 20, "{verb:?}: {before} bytes were fetched");
+        assert!(at_hand(&service, &image) >= WARM_MIB && !reads_ahead(&service), "{verb:?}");
+        assert_eq!(service.get("/instance").json()["generation"], 1);
+        assert_eq!(service.get("/warm").json()["entries"], WARM_MIB * 256);
+        // Its database may be read once more.
+        let later = fetched(&service) - before;
+        assert!(later < 1 << 20, "{verb:?}: {later} bytes were fetched later");
+    }
+    let both = lab.crac(["restore".as_ref(), "--eager".as_ref(), "--populate".as_ref(), image.as_os_str()]);
+    assert_eq!(both.status.code(), Some(2), "{}", text(&both.stderr));
 }

@@ -6,6 +6,7 @@ mod cluster;
 mod database;
 mod goes_on;
 mod layer;
+mod memory;
 mod page;
 mod plan;
 mod plot;

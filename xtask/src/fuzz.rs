@@ -46,8 +46,8 @@ pub(crate) fn run(seconds: u32) -> Result<()> {
         }
         failed
     };
-    // One more than there are processors: what is learned depends little on it, and nine targets take three turns on two processors.
-    let count = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+    // More than there are processors: what is learned depends little on it, and nine targets take two turns on two processors.
+    let count = 2 * std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let failed: Vec<String> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|_| vec!["a panic".to_owned()])).collect()

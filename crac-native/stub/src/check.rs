@@ -2,6 +2,7 @@
 
 use crate::{
     Restore,
+    fetch::{self, Fetch},
     layout::{
         Boot, EXIT_START_COLD, EXIT_UNTRUSTED, FileRecord, Header, MAGIC, PAGE, VERSION, clock, cpu, file,
         kernel::{self, Build},
@@ -99,9 +100,10 @@ pub fn open(boot: &Boot, start: Start) -> Restore {
     {
         report::exit(EXIT_UNTRUSTED, &[b"the image's header or tables are damaged"]);
     }
-    let eager = header.eager != 0 || crate::eager::is_wanted(start.environment);
+    // Where mapped memory would come back with old bytes, nothing else will do.
+    let fetch = if header.eager != 0 { Fetch::Eagerly } else { fetch::wanted(start.environment) };
     let vdso = Vdso::recorded(&header.vdso);
-    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, eager, is_launched, vdso }
+    Restore { header, start, handover: core::ptr::null_mut(), image_fd: fd, fetch, is_launched, vdso }
 }
 
 /// The checksum of the header with its own field zero.

@@ -16,24 +16,12 @@ use core::{
 
 use crate::{
     Restore,
-    layout::{EXIT_UNTRUSTED, EXIT_USAGE, HUGE_PAGE, MappingRecord, PAGE, RunRecord, Step, advice, block_of, xxh64::Xxh64},
+    layout::{EXIT_UNTRUSTED, HUGE_PAGE, MappingRecord, PAGE, RunRecord, Step, advice, block_of, xxh64::Xxh64},
     memory::{MAP_ANONYMOUS, MAP_PRIVATE, is_written, map_at, read_all, write_code},
     report::{self, Decimal, fail_on},
     sys::{self, Errno},
     syscall,
 };
-
-/// The variable that asks for an eager restore, with its `=`.
-const VARIABLE: &[u8] = b"CRAC_EAGER=";
-
-/// Whether an eager restore is asked for in the environment. Ends the process if nobody can tell.
-pub fn is_wanted(environment: *const *const u8) -> bool {
-    match crate::descriptors::variable(environment, VARIABLE) {
-        Some(b"on") => true,
-        None | Some(b"off" | b"") => false,
-        Some(other) => report::exit(EXIT_USAGE, &[VARIABLE, other, b" is neither `on` nor `off`"]),
-    }
-}
 
 /// Makes room for page data: anonymous memory that can be written, in huge pages where there is much of it.
 pub fn lay_out(restore: &Restore) {
@@ -179,12 +167,12 @@ fn parts(runs: &[RunRecord], start: u64, end: u64) -> impl Iterator<Item = (&Run
 }
 
 /// Whether most of a run is zeros: then no more of it is made than there is.
-fn is_sparse(run: &RunRecord) -> bool {
+pub fn is_sparse(run: &RunRecord) -> bool {
     run.data_bytes < (run.end - run.start) / 2
 }
 
 /// Where the next data of the file begin and end within `at..to`, in whole pages. Where it cannot tell holes, everything is data.
-fn next_data(fd: i32, at: u64, to: u64) -> (u64, u64) {
+pub fn next_data(fd: i32, at: u64, to: u64) -> (u64, u64) {
     let seek = |from: u64, what: usize, otherwise: u64| match syscall!(sys::SYS_LSEEK, fd, from, what) {
         Ok(found) => found as u64,
         Err(ENXIO) => to,

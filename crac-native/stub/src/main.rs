@@ -15,6 +15,7 @@ mod check;
 mod clear;
 mod descriptors;
 mod eager;
+mod fetch;
 #[path = "../../src/layout.rs"]
 mod layout;
 mod memory;
@@ -41,8 +42,7 @@ pub struct Restore {
     /// Where the engine reads what happened; valid after [`Step::Clear`].
     pub handover: *mut Handover,
     pub image_fd: i32,
-    /// Whether page data are read rather than mapped.
-    pub eager: bool,
+    pub fetch: fetch::Fetch,
     /// Whether a packaged program has started this, rather than the image itself: nothing of the image is mapped executable then.
     pub is_launched: bool,
     pub vdso: vdso::Vdso,
@@ -69,6 +69,11 @@ impl Restore {
             report::exit(layout::EXIT_BUG, &[b"a text lies outside its section"]);
         }
         (self.header as *const Header as u64 + self.header.text.offset + u64::from(text.offset)) as usize
+    }
+
+    /// Whether page data are read rather than mapped.
+    pub fn is_eager(&self) -> bool {
+        self.fetch == fetch::Fetch::Eagerly
     }
 
     fn done(&self, step: Step) {
@@ -103,7 +108,7 @@ extern "C" fn main(start: *const usize) -> ! {
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);
     let mut handover =
-        Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.eager), processors, ..Handover::default() };
+        Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.is_eager()), processors, ..Handover::default() };
     if restore.header.clock == layout::clock::TIME_NAMESPACE {
         time_namespace::enter(&restore, &mut handover);
     }

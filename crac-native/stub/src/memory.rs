@@ -4,6 +4,7 @@ use crate::{
     Restore,
     check::{self, Files},
     eager,
+    fetch::{self, Fetch},
     layout::{FileRecord, MappingRecord, RangeRecord, RunRecord, Step, advice, kernel::Build, run},
     objects,
     report::{fail, fail_on},
@@ -57,13 +58,20 @@ pub fn map(restore: &Restore, files: &Files) {
     for fd in files.fds.iter().filter(|fd| **fd >= 0) {
         check::close(*fd);
     }
-    if restore.eager {
-        eager::lay_out(restore);
-        advise(restore);
-        eager::fill(restore);
-    } else {
-        map_data(restore);
-        advise(restore);
+    match restore.fetch {
+        Fetch::Eagerly => {
+            eager::lay_out(restore);
+            advise(restore);
+            eager::fill(restore);
+        }
+        mapped => {
+            map_data(restore);
+            // Before the advice, which may be against reading ahead.
+            if mapped == Fetch::Mapped {
+                fetch::populate(restore);
+            }
+            advise(restore);
+        }
     }
     crate::settings::lock(restore);
     for guard in restore.table::<RangeRecord>(restore.header.guards) {

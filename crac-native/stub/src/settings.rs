@@ -83,7 +83,7 @@ pub fn confine(restore: &Restore) -> [u64; MASK_WORDS] {
     let is_ordinary = !schedules && syscall!(sys::SYS_SCHED_GETSCHEDULER, 0) == Ok(SCHED_OTHER);
     let has_one = own.iter().map(|word| word.count_ones()).sum::<u32>() < 2;
     let located = syscall!(sys::SYS_GETCPU, &raw mut processor, 0, 0);
-    if restore.eager || threads(restore) > THREADS_MAX || !is_ordinary || asked.is_err() || located.is_err() || has_one {
+    if restore.is_eager() || threads(restore) > THREADS_MAX || !is_ordinary || asked.is_err() || located.is_err() || has_one {
         return [0; MASK_WORDS];
     }
     let mut one = [0_u64; MASK_WORDS];

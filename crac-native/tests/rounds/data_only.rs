@@ -26,7 +26,9 @@ pub(super) fn rounds(dir: &Path) {
         for generation in 1..=3 {
             let mode = std::fs::metadata(image(&dir, generation - 1)).expect("an image").permissions().mode();
             assert_eq!(mode & 0o7777, 0o600, "{name}");
-            let lines = lines_of(&restore(&image(&dir, generation - 1), &["--", &to(generation)]));
+            let mut command = program("restore");
+            command.env("CRAC_EAGER", ["off", "populate", "on"][generation % 3]);
+            let lines = lines_of(&finish(command.arg(image(&dir, generation - 1)).args(["--", &to(generation)])));
             assert_eq!(lines, [format!("life {generation}")], "{name}");
         }
         let last = lines_of(&restore(&image(&dir, 3), &[]));

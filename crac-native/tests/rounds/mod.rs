@@ -15,6 +15,7 @@ mod data_only;
 mod eager;
 mod faults;
 mod foreign;
+mod populate;
 mod restores;
 mod sandbox;
 
@@ -43,6 +44,7 @@ const TESTS: &[(&str, Test)] = &[
     ("a_copy_that_is_killed_or_late_or_given_up_leaves_a_running_process_and_no_file", faults::copies),
     ("threads_that_the_limit_of_processes_forbids_are_a_reason", faults::no_more_processes),
     ("a_restore_in_which_a_call_fails_is_whole_or_says_why", restores::fail),
+    ("a_populated_restore_in_which_a_call_fails_is_whole_or_says_why", restores::fail_populated),
     ("a_restore_can_be_killed_before_any_of_its_calls", restores::killed_at_each_call),
     ("a_restore_can_be_killed_at_any_moment", restores::killed_at_random),
     ("a_copy_does_not_outlive_a_process_that_is_killed", faults::orphans),
@@ -83,6 +85,10 @@ const TESTS: &[(&str, Test)] = &[
     ("an_eager_restore_works_where_code_is_never_writable", eager::without_writable_code),
     ("an_eager_restore_works_on_one_processor", eager::alone),
     ("an_allocator_that_is_not_intercepted_comes_back_eagerly_or_not_at_all", eager::raw_madvise),
+    ("a_populated_life_is_what_it_was", populate::everything),
+    ("a_populated_life_has_everything_mapped_and_fetched_and_no_more_than_there_is", populate::fetched),
+    ("a_populated_life_is_captured_in_every_mode", populate::second_images),
+    ("a_populated_restore_by_nobody", |dir| nobody_rounds(dir, "populate")),
     ("waits_are_exact_under_shifted_clocks", clock::matrix),
     ("waits_are_exact_ten_days_back", clock::matrix_backwards),
     ("waits_end_in_the_life_after", clock::across),
@@ -156,14 +162,14 @@ fn image(dir: &Path, generation: usize) -> PathBuf {
 
 /// Captures and restores `generations` times, then lets the last life end in order.
 fn exit_rounds(dir: &Path, name: &str, generations: usize) {
-    exit_rounds_with(dir, name, generations, |_| false);
+    exit_rounds_with(dir, name, generations, |_| "off");
 }
 
-/// As [`exit_rounds`]; `is_eager` tells which generations are restored eagerly.
-fn exit_rounds_with(dir: &Path, name: &str, generations: usize, is_eager: fn(usize) -> bool) {
+/// As [`exit_rounds`]; `eager` is the setting of that name for each generation.
+fn exit_rounds_with(dir: &Path, name: &str, generations: usize, eager: fn(usize) -> &'static str) {
     let restore = |generation| {
         let mut command = Command::new(image(dir, generation - 1));
-        command.env("CRAC_EAGER", if is_eager(generation) { "on" } else { "off" });
+        command.env("CRAC_EAGER", eager(generation));
         command
     };
     let to = |generation| format!("--image={}", image(dir, generation).display());

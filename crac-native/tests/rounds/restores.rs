@@ -20,10 +20,16 @@ struct Captured {
     image: PathBuf,
     address: SocketAddr,
     files: Vec<PathBuf>,
+    /// The setting of `CRAC_EAGER`.
+    eager: &'static str,
 }
 
 impl Captured {
     fn new(dir: &Path) -> Self {
+        Self::restored(dir, "off")
+    }
+
+    fn restored(dir: &Path, eager: &'static str) -> Self {
         let image = image(dir, 0);
         let work = dir.join("work");
         std::fs::create_dir(&work).expect("room");
@@ -31,7 +37,7 @@ impl Captured {
         let lines =
             lines_of(&finish(command.args([format!("--image={}", image.display()), format!("--dir={}", work.display())])));
         let address = lines[0].strip_prefix("address ").expect("an address").parse().expect("an address");
-        let captured = Self { image, address, files: files(dir) };
+        let captured = Self { image, address, files: files(dir), eager };
         captured.is_whole();
         captured
     }
@@ -40,7 +46,7 @@ impl Captured {
     fn attempt(&self, kind: u32, call: u32) -> Command {
         let mut command = program("try");
         command.arg(format!("--image={}", self.image.display())).args([format!("--kind={kind}"), format!("--call={call}")]);
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).env("CRAC_EAGER", self.eager);
         command
     }
 
@@ -135,6 +141,23 @@ pub(super) fn fail(dir: &Path) {
     captured.is_whole();
     let named: Vec<_> = Step::ALL.iter().map(|step| step.name()).filter(|name| steps.contains(*name)).collect();
     assert_eq!(named, ["clear", "memory", "kernel", "process", "descriptors", "threads"], "every step behind the check fails");
+}
+
+/// Memory that cannot be fetched ends the restore, as every other failure does.
+pub(super) fn fail_populated(dir: &Path) {
+    let captured = Captured::restored(dir, "populate");
+    let mut not_fetched = 0;
+    for call in 1..=killed(&captured) {
+        let output = captured.attempt(trial::ONCE, call).output().expect("it starts");
+        if String::from_utf8_lossy(&output.stderr).contains("memory: fetching page data at ") {
+            assert_eq!(failed_step(&output, call).as_deref(), Some("memory"));
+            not_fetched += 1;
+        } else {
+            failed_step(&output, call);
+        }
+    }
+    assert!(not_fetched > 3, "{not_fetched}");
+    captured.is_whole();
 }
 
 /// Where a restore has failed, if it has; a whole one, and one that is refused before anything is touched, has no such step.

@@ -14,7 +14,10 @@ use crac_testing::{
     programs::{program, take_from},
 };
 
-use super::scratch::{Scratch, is_in_memory};
+use super::{
+    memory,
+    scratch::{Scratch, is_in_memory},
+};
 use crate::{criu, shell, test, workspace};
 
 /// From nothing, on a small machine.
@@ -49,7 +52,7 @@ pub(super) struct Plan {
 }
 
 /// How often things are done at one size. A block is one cold start, one checkpoint, restores from that image with the
-/// page cache warm, and one restore with it cold, each by each engine; so what is compared is measured close together.
+/// page cache warm, and restores with it cold, each by each engine; so what is compared is measured close together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rounds {
     pub(super) blocks: usize,
@@ -59,14 +62,16 @@ pub(super) struct Rounds {
     pub(super) criu: usize,
     /// By CRIU in quick succession.
     pub(super) criu_at_once: usize,
+    /// With the page cache cold, in each way.
+    pub(super) uncached: usize,
 }
 
 impl Rounds {
     pub(super) fn of(mib: usize) -> Self {
         match mib {
-            ..=256 => Self { blocks: 3, native: 6, criu: 2, criu_at_once: 2 },
-            257..=1024 => Self { blocks: 2, native: 6, criu: 1, criu_at_once: 2 },
-            _ => Self { blocks: 2, native: 3, criu: 1, criu_at_once: 0 },
+            ..=256 => Self { blocks: 3, native: 6, criu: 2, criu_at_once: 2, uncached: 3 },
+            257..=1024 => Self { blocks: 2, native: 6, criu: 1, criu_at_once: 2, uncached: 3 },
+            _ => Self { blocks: 2, native: 3, criu: 1, criu_at_once: 0, uncached: 1 },
         }
     }
 }
@@ -108,7 +113,8 @@ impl Plan {
     }
 
     pub(super) fn rounds(&self, mib: usize) -> Result<Rounds> {
-        let usual = if self.quick { Rounds { blocks: 1, native: 2, criu: 1, criu_at_once: 1 } } else { Rounds::of(mib) };
+        let usual =
+            if self.quick { Rounds { blocks: 1, native: 2, criu: 1, criu_at_once: 1, uncached: 1 } } else { Rounds::of(mib) };
         Ok(Rounds { blocks: number(BLOCKS)?.unwrap_or(usual.blocks), ..usual })
     }
 
@@ -128,7 +134,7 @@ impl Plan {
         };
         let mut fitting = Vec::new();
         for mib in wanted {
-            match fits(mib as u64, self.scratch.free()? / MIB, available_mib()) {
+            match fits(mib as u64, self.scratch.free()? / MIB, memory::in_mib("MemAvailable:").unwrap_or(u64::MAX)) {
                 None => fitting.push(mib),
                 Some(reason) => self.leave_out(&format!("{mib} MiB"), &reason)?,
             }
@@ -208,12 +214,6 @@ fn fits(mib: u64, free_mib: u64, available_mib: u64) -> Option<String> {
         return Some(format!("needs {disk} MiB on the disk, {free_mib} are free; set TMPDIR to a larger one"));
     }
     (available_mib < memory).then(|| format!("needs {memory} MiB of memory, {available_mib} are available"))
-}
-
-fn available_mib() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(u64::MAX, |kib| kib / 1024)
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub(super) struct Series {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
     Native,
+    Populated,
     Criu,
     Cold,
     /// What nothing can be faster than.
@@ -53,11 +54,12 @@ impl Series {
 }
 
 impl Look {
-    const ALL: [Look; 4] = [Look::Native, Look::Criu, Look::Cold, Look::Floor];
+    const ALL: [Look; 5] = [Look::Native, Look::Populated, Look::Criu, Look::Cold, Look::Floor];
 
     fn class(self) -> &'static str {
         match self {
             Look::Native => "native",
+            Look::Populated => "populated",
             Look::Criu => "criu",
             Look::Cold => "cold",
             Look::Floor => "floor",
@@ -68,6 +70,7 @@ impl Look {
     fn colours(self) -> [&'static str; 2] {
         match self {
             Look::Native => ["#0072b2", "#56b4e9"],
+            Look::Populated => ["#009e73", "#3fc8a0"],
             Look::Criu => ["#d55e00", "#ff9248"],
             Look::Cold => ["#8a3ffc", "#be95ff"],
             Look::Floor => ["#6e7781", "#a5afb9"],
@@ -83,6 +86,7 @@ impl Look {
         };
         match self {
             Look::Native => format!("<circle class=\"{class} mark\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\"/>\n"),
+            Look::Populated => shape(&[(0.0, 5.4), (5.2, -4.2), (-5.2, -4.2)]),
             Look::Criu => shape(&[(-4.2, -4.2), (4.2, -4.2), (4.2, 4.2), (-4.2, 4.2)]),
             Look::Cold => shape(&[(0.0, -5.4), (5.2, 4.2), (-5.2, 4.2)]),
             Look::Floor => shape(&[(0.0, -5.6), (5.0, 0.0), (0.0, 5.6), (-5.0, 0.0)]),

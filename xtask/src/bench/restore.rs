@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use crac_testing::lab::Lab;
 
 use super::{
+    memory,
     plan::Plan,
     plot::{Look, Plot, Series},
     section::{Section, cells, list, number, table, times},
@@ -28,6 +29,10 @@ struct Size {
     native: Way,
     native_at_once: Way,
     native_uncached: Way,
+    populated: Way,
+    populated_uncached: Way,
+    eager: Way,
+    eager_uncached: Way,
     criu: Way,
     criu_at_once: Way,
     criu_uncached: Way,
@@ -63,8 +68,11 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
         }
         let criu = by_criu.as_ref().filter(|_| is_taken);
         // Warms the page cache up, the file systems' caches of names, and CRIU's cache of kernel features.
-        let warmed = native.restore(&size.native);
-        ensure!(warmed.is_ok(), "the native engine failed at {mib} MiB: {warmed:?}");
+        for warmed in
+            [native.restore(&size.native), native.restore_populated(&size.populated), native.restore_eagerly(&size.eager)]
+        {
+            ensure!(warmed.is_ok(), "the native engine failed at {mib} MiB: {warmed:?}");
+        }
         if let Some(Err(what)) = criu.map(|images| images.restore(&size.criu)) {
             plan.criu_failed(&what)?;
         }
@@ -72,7 +80,15 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
             size.floor.add(starts::floor(plan, &lab, &size.floor));
             let timed = native.restore(&size.native);
             size.native.add(timed);
+            if round < rounds.criu {
+                let timed = native.restore_populated(&size.populated);
+                size.populated.add(timed);
+                memory::have_at_hand(mib);
+                let timed = native.restore_eagerly(&size.eager);
+                size.eager.add(timed);
+            }
             if let Some(images) = criu.filter(|_| round < rounds.criu) {
+                memory::have_at_hand(mib);
                 let timed = images.restore(&size.criu);
                 count_criu(plan, &mut size.criu, timed)?;
             }
@@ -87,15 +103,20 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
                 }
             }
         }
-        uncached(plan, &native, &mut size)?;
-        if let Some(images) = criu {
-            images.forget()?;
-            let timed = images.restore(&size.criu_uncached);
-            count_criu(plan, &mut size.criu_uncached, timed)?;
+        for _ in 0..rounds.uncached {
+            uncached(plan, &native, &mut size)?;
+            if let Some(images) = criu {
+                images.forget()?;
+                memory::have_at_hand(mib);
+                let timed = images.restore(&size.criu_uncached);
+                count_criu(plan, &mut size.criu_uncached, timed)?;
+            }
         }
     }
     let at_once = size.native_at_once.failed + size.floor_at_once.failed;
-    let failed = size.native.failed + size.native_uncached.failed + size.floor.failed + at_once;
+    let uncached = size.native_uncached.failed + size.populated_uncached.failed + size.eager_uncached.failed;
+    let warm = size.native.failed + size.populated.failed + size.eager.failed + size.floor.failed;
+    let failed = warm + uncached + at_once;
     ensure!(failed == 0, "the native engine or the floor failed {failed} times at {mib} MiB");
     size.native_image = native.taken;
     size.criu_image = by_criu.map(|images| images.taken).unwrap_or_default();
@@ -127,14 +148,23 @@ fn at_once(plan: &Plan, lab: &Lab, native: &Images, rounds: usize, size: &mut Si
 
 /// Restores with the image dropped from the page cache - if it really was: not every file system can do that.
 fn uncached(plan: &Plan, native: &Images, size: &mut Size) -> Result<()> {
-    native.forget()?;
-    let timed = native.restore(&size.native_uncached);
-    let fetched = timed.as_ref().map_or(u64::MAX, |timed| timed.fetched);
-    // At least the state, all of which was read; what is around it is read in parts.
-    if fetched == 0 || fetched < (size.mib as u64) << 19 {
-        return plan.leave_out("the page cache cold", "this file system keeps what it is told to drop");
+    type Restore = fn(&Images, &Way) -> Result<starts::Timed, String>;
+    let ways: [(&mut Way, Restore); 3] = [
+        (&mut size.native_uncached, Images::restore),
+        (&mut size.populated_uncached, Images::restore_populated),
+        (&mut size.eager_uncached, Images::restore_eagerly),
+    ];
+    for (way, restore) in ways {
+        native.forget()?;
+        memory::have_at_hand(size.mib);
+        let timed = restore(native, way);
+        let fetched = timed.as_ref().map_or(u64::MAX, |timed| timed.fetched);
+        // At least the state, all of which was read; what is around it is read in parts.
+        if fetched == 0 || fetched < (size.mib as u64) << 19 {
+            return plan.leave_out("the page cache cold", "this file system keeps what it is told to drop");
+        }
+        way.add(timed);
     }
-    size.native_uncached.add(timed);
     Ok(())
 }
 
@@ -146,12 +176,16 @@ pub(super) fn count_criu(plan: &Plan, way: &mut Way, timed: Result<starts::Timed
 
 impl Size {
     /// Every way with its name.
-    fn ways(&self) -> [(&'static str, &Way); 6] {
+    fn ways(&self) -> [(&'static str, &Way); 10] {
         [
             ("floor", &self.floor),
             ("native", &self.native),
+            ("native, populated", &self.populated),
+            ("native, eager", &self.eager),
             ("CRIU", &self.criu),
             ("native, page cache cold", &self.native_uncached),
+            ("native, populated, page cache cold", &self.populated_uncached),
+            ("native, eager, page cache cold", &self.eager_uncached),
             ("CRIU, page cache cold", &self.criu_uncached),
             ("cold start", &self.cold_start),
         ]
@@ -240,6 +274,8 @@ fn plot(sizes: &[Size], runs: impl Fn(&Way) -> &Runs) -> Plot {
         series("cold start", Look::Cold, |size| &size.cold_start),
         series("native", Look::Native, |size| &size.native),
         series("native, page cache cold", Look::Native, |size| &size.native_uncached).dashed(),
+        series("populated", Look::Populated, |size| &size.populated),
+        series("populated, page cache cold", Look::Populated, |size| &size.populated_uncached).dashed(),
         series("floor", Look::Floor, |size| &size.floor),
     ];
     Plot { name: "", title: "", axis: "warmed-up state, MiB", categories: categories(sizes), series: all }
@@ -280,10 +316,19 @@ fn against_the_rest(sizes: &[Size]) -> Option<String> {
 }
 
 fn to_the_last_page(sizes: &[Size]) -> Option<String> {
-    let ratio = |size: &Size| times(&size.criu.all, &size.native.all);
-    let uncached = by_size(sizes, |size| times(&size.criu_uncached.all, &size.native_uncached.all));
-    let uncached = uncached.map_or_else(String::new, |uncached| format!("; with the page cache cold {uncached}"));
-    Some(format!("Until the last page is read CRIU takes as many times as long: {}{uncached}.", by_size(sizes, ratio)?))
+    let against = |native: fn(&Size) -> &Way, native_uncached: fn(&Size) -> &Way| {
+        let warm = by_size(sizes, |size| times(&size.criu.all, &native(size).all))?;
+        let uncached = by_size(sizes, |size| times(&size.criu_uncached.all, &native_uncached(size).all));
+        let uncached = uncached.map_or_else(String::new, |uncached| format!("; with the page cache cold {uncached}"));
+        Some(format!("{warm}{uncached}"))
+    };
+    let lazy = against(|size| &size.native, |size| &size.native_uncached)?;
+    let others = [
+        ("a populated", against(|size| &size.populated, |size| &size.populated_uncached)),
+        ("an eager", against(|size| &size.eager, |size| &size.eager_uncached)),
+    ];
+    let others = others.into_iter().filter_map(|(name, ratios)| Some(format!(" As long as {name} restore: {}.", ratios?)));
+    Some(format!("Until the last page is read CRIU takes as many times as long: {lazy}.{}", others.collect::<String>()))
 }
 
 fn images(sizes: &[Size]) -> Section {
@@ -326,12 +371,8 @@ fn images(sizes: &[Size]) -> Section {
     };
     let text = format!(
         "From the beginning of the capture until the image is durable and the service has ended. *Plain write* is what writing as many \
-         bytes to a file of the same file system and `fsync` take, as `dd bs=2M conv=fsync` does. A virtual machine may have given its \
-         large free blocks of memory back to its host, and whoever takes them waits for it. The native engine and the plain \
-         write do, since they write pieces of 2 MiB - so that one page fault brings as much back -, CRIU writes smaller ones, for \
-         which smaller blocks do: 256 MiB took 0.73 s the first and 0.07 s the second time in pieces of 2 MiB, 0.08 s both \
-         times in pieces of 1 MiB, on one such machine. So the engines are the first in turn, and the plain write comes right behind \
-         and right before the checkpoint in turn.\n\n{}",
+         bytes to a file of the same file system and `fsync` take, as `dd bs=2M conv=fsync` does. Memory is at hand before each (see \
+         above), and the plain write comes right behind and right before the checkpoint in turn.\n\n{}",
         table(head, &rows)
     );
     let ratio = by_size(sizes, |size| times(&size.native_image.took, &size.native_image.plain_write));
@@ -343,15 +384,22 @@ fn images(sizes: &[Size]) -> Section {
 pub(super) fn method() -> String {
     format!(
         "The service is `examples/web-server` with so many MiB of warmed-up state in memory and a SQLite database, to which a restored life \
-         reconnects before it answers. *Native* executes the image; *CRIU* is `crac restore` of an image that CRIU took of the same \
-         service. *Cold start* is the service without an image: it warms the state up. *Floor* is a static program that binds, answers, \
-         and does nothing else. Times run from the moment in which the program is executed (noted by the one that executes it, \
-         `benches/static/begin.rs`) to the first answer with 200 (asked for every 50 µs, the first time after three quarters of what \
-         the fastest start so far took), to the {REQUESTS}th, over one more connection, and until `GET /warm` has read every page of \
-         the state.\n\n\
-         In turn: a start and a checkpoint by each engine (native first, then CRIU first, and so on), one restore by each that is not counted, then floor, native, CRIU, floor, \
-         native ..., then floor and native in quick succession, and CRIU likewise, then one restore by each with the image dropped from the page cache (`posix_fadvise(2)`; that a life of the \
-         native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and again from the beginning. CRIU's cache of kernel features is warm. A start that is not answered \
+         reconnects before it answers. *Native* executes the image, whose memory is mapped and read where it is touched; *populated* does \
+         so with `CRAC_EAGER=populate`, which has all of it fetched and mapped before the service runs; *eager* with `CRAC_EAGER=on`, which \
+         has all of it read into memory of the process's own, in huge pages, and checked, as CRIU does in small ones without checking; \
+         *CRIU* is `crac restore` of an image that CRIU took of the same service. *Cold start* is the service without an image: it warms \
+         the state up. *Floor* is a static program that binds, answers, and does nothing else. Times run from the moment in which the \
+         program is executed (noted by the one that executes it, `benches/static/begin.rs`) to the first answer with 200 (asked for every \
+         50 µs, the first time after three quarters of what the fastest start so far took), to the {REQUESTS}th, over one more \
+         connection, and until `GET /warm` has read every page of the state.\n\n\
+         In turn: a start and a checkpoint by each engine (native first, then CRIU first, and so on), one restore by each that is not \
+         counted, then floor, native, populated, eager, CRIU, floor, native ..., then floor and native in quick succession, and CRIU \
+         likewise, then restores in each way, in turn, with the image dropped from the page cache before each (`posix_fadvise(2)`; that a \
+         life of the native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and \
+         again from the beginning. CRIU's cache of kernel features is warm. Where the host of a virtual machine has taken free \
+         memory back, whoever gets it again waits at the first touch of each page, seconds for a GiB, and without a page fault of the \
+         machine's own. So before whatever fills memory - cold starts, checkpoints, plain writes, eager restores, CRIU's, and all with the page cache \
+         cold - the client takes three times as much as the state and some more, 4 GiB at most, writes to it, and gives it back. A start that is not answered \
          within a minute, or a refused checkpoint, is counted as failed."
     )
 }
@@ -375,7 +423,7 @@ mod tests {
         let native_image = Taken { took: runs(30), bytes: 3 << 20, plain_write: runs(10), failed: 0 };
         let floor = Way { hundredth: Runs::default(), all: Runs::default(), ..way(1) };
         let (floor_at_once, native_at_once, criu_at_once) = (way(2), way(4), way(400));
-        let size = Size { floor_at_once, native_at_once, criu_at_once, ..Size::default() };
+        let size = Size { floor_at_once, native_at_once, criu_at_once, populated: way(2 * native), ..Size::default() };
         Size { mib, floor, native: way(native), criu: Way { failed: 1, ..way(criu) }, native_image, ..size }
     }
 
@@ -392,6 +440,8 @@ mod tests {
         );
         assert!(hundredth.text.contains("| 16 | native | 1 | 0 | 3.00 |") && !hundredth.text.contains("floor"));
         assert!(last.text.contains("| 16 | CRIU | 1 | 1 | 102 |"), "{}", last.text);
+        let short = &last.short[0];
+        assert!(short.contains("long: 25.5 with 16 MiB. As long as a populated restore: 17.0 with 16 MiB."), "{short}");
         assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);
     }
 

@@ -22,9 +22,11 @@ use crac_testing::{
 };
 use rustix::fs::{Advice, MemfdFlags};
 
-use super::plan::Plan;
+use super::{memory, plan::Plan};
 use crate::measure::Runs;
 
+/// The usual setting of `CRAC_EAGER`.
+const LAZILY: &str = "off";
 /// Requests until the last of these answers is timed.
 pub(super) const REQUESTS: usize = 100;
 
@@ -32,6 +34,7 @@ pub(super) const REQUESTS: usize = 100;
 #[derive(Debug, Clone)]
 pub(super) struct Program {
     name: &'static str,
+    mib: usize,
     arguments: Vec<String>,
     /// Whether `GET /warm` reads every page of its state.
     has_state: bool,
@@ -40,13 +43,13 @@ pub(super) struct Program {
 impl Program {
     /// The example with so much state.
     pub(super) fn web_server(mib: usize) -> Self {
-        Self { name: "web-server", arguments: vec!["--warm-mib".to_owned(), mib.to_string()], has_state: true }
+        Self { name: "web-server", mib, arguments: vec!["--warm-mib".to_owned(), mib.to_string()], has_state: true }
     }
 
     /// The service in `benches`.
     pub(super) fn pause(mib: usize, threads: usize) -> Self {
         let arguments = [["--mib".to_owned(), mib.to_string()], ["--threads".to_owned(), threads.to_string()]].concat();
-        Self { name: "pause", arguments, has_state: false }
+        Self { name: "pause", mib, arguments, has_state: false }
     }
 
     /// With two more arguments.
@@ -263,14 +266,16 @@ impl Images {
         if let Some(criu) = &self.criu {
             command.env("CRAC_ENGINE", "criu").env("CRAC_CRIU_PATH", criu);
         }
+        memory::have_at_hand(self.program.mib);
         let (mut service, timed) = time(&self.lab, cold, &command, addr, self.asked()).map_err(|what| anyhow!(what))?;
         cold.add(Ok(timed));
         self.pid = service.pid();
-        // Whoever writes second may find memory there that the first had to wait for. How much is not known the first time.
+        // In turn before and behind. How much is not known the first time.
         let is_second = self.taken.took.len().is_multiple_of(2);
         if !is_second {
             self.write_plainly()?;
         }
+        memory::have_at_hand(self.program.mib);
         let said = self.checkpoint(&path).inspect_err(|_| self.taken.failed += 1)?;
         ensure!(service.wait().success(), "the service did not end well after its checkpoint:\n{}", service.output());
         let number = |name: &str| said[name].as_u64().with_context(|| format!("`{name}` is missing in {said}"));
@@ -283,6 +288,7 @@ impl Images {
     }
 
     fn write_plainly(&mut self) -> Result<()> {
+        memory::have_at_hand(self.program.mib);
         self.taken.plain_write.add(plain_write(&self.lab.file("plain"), self.taken.bytes)?);
         Ok(())
     }
@@ -298,18 +304,29 @@ impl Images {
 
     /// Starts a life from the last image, times it as `so_far` until the first answer, and ends it.
     pub(super) fn restore_and_ask_once(&self, so_far: &Way) -> Result<Timed, String> {
-        self.restore_asking(so_far, Asked::Once)
+        self.restore_asking(so_far, Asked::Once, LAZILY)
     }
 
     /// Starts a life from the last image, times it as `so_far`, and ends it.
     pub(super) fn restore(&self, so_far: &Way) -> Result<Timed, String> {
-        self.restore_asking(so_far, self.asked())
+        self.restore_asking(so_far, self.asked(), LAZILY)
     }
 
-    fn restore_asking(&self, so_far: &Way, asked: Asked) -> Result<Timed, String> {
+    /// Likewise by the native engine, with all memory mapped from the image as usual, and fetched before the service runs.
+    pub(super) fn restore_populated(&self, so_far: &Way) -> Result<Timed, String> {
+        self.restore_asking(so_far, self.asked(), "populate")
+    }
+
+    /// Likewise, with all memory read into the process's own and checked before the service runs.
+    pub(super) fn restore_eagerly(&self, so_far: &Way) -> Result<Timed, String> {
+        self.restore_asking(so_far, self.asked(), "on")
+    }
+
+    fn restore_asking(&self, so_far: &Way, asked: Asked, eager: &str) -> Result<Timed, String> {
         let addr = free_addr();
         let Some(criu) = &self.criu else {
-            let command = self.program.again(self.lab.command(self.path()), addr);
+            let mut command = self.program.again(self.lab.command(self.path()), addr);
+            command.env("CRAC_EAGER", eager);
             return Ok(time(&self.lab, so_far, &command, addr, asked)?.1);
         };
         let mut command = self.lab.command(program("crac"));
