@@ -18,7 +18,7 @@ pub enum Fetch {
     /// They are mapped, and fetched where they are touched.
     Lazily,
     /// They are mapped, and fetched before anything of the captured process runs.
-    Mapped,
+    Populated,
     /// They are read into the process's own memory and checked.
     Eagerly,
 }
@@ -27,14 +27,14 @@ pub enum Fetch {
 pub fn wanted(environment: *const *const u8) -> Fetch {
     match crate::descriptors::variable(environment, VARIABLE) {
         Some(b"on") => Fetch::Eagerly,
-        Some(b"populate") => Fetch::Mapped,
+        Some(b"populate") => Fetch::Populated,
         None | Some(b"off" | b"") => Fetch::Lazily,
         Some(other) => report::exit(EXIT_USAGE, &[VARIABLE, other, b" is neither `on` nor `populate` nor `off`"]),
     }
 }
 
-/// Has the kernel fetch everything that is mapped and map it for reading, in the order of the file. What lies in holes of sparse runs is not
-/// made.
+/// Has the kernel fetch everything that is mapped and map it for reading, in the order of the file. What lies in holes of sparse runs
+/// is not made.
 pub fn populate(restore: &Restore) {
     let runs = restore.table::<RunRecord>(restore.header.runs).iter();
     let is_mapped = |run: &&RunRecord| run.flags & run::COPY == 0 && !is_written(restore, run);

@@ -64,12 +64,14 @@ pub fn map(restore: &Restore, files: &Files) {
             advise(restore);
             eager::fill(restore);
         }
-        mapped => {
+        Fetch::Populated => {
             map_data(restore);
             // Before the advice, which may be against reading ahead.
-            if mapped == Fetch::Mapped {
-                fetch::populate(restore);
-            }
+            fetch::populate(restore);
+            advise(restore);
+        }
+        Fetch::Lazily => {
+            map_data(restore);
             advise(restore);
         }
     }
