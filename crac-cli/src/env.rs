@@ -11,7 +11,7 @@ pub(crate) const IMAGE: &str = "CRAC_IMAGE";
 /// Set by `crac run` for a cold start: when the service takes an image by itself.
 pub(crate) const CHECKPOINT_ON: &str = "CRAC_CHECKPOINT_ON";
 
-/// Whether a restored life has all its memory from the beginning: `on`, `populate`, `off`. Images read it, and so do services.
+/// When and how memory is fetched: `on` (eagerly), `populate`, `off` (lazily). Images read it, and so do services.
 pub(crate) const EAGER: &str = "CRAC_EAGER";
 
 /// Every variable with its meaning, as `crac --help` shows them.

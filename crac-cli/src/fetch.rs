@@ -9,8 +9,8 @@ pub(crate) struct Fetch {
     #[arg(long)]
     pub(crate) eager: bool,
 
-    /// Map page data as usual, but have all of them fetched before the service runs (MADV_POPULATE_READ): nobody waits for the disk
-    /// later. Takes as long as reading the image does, and memory that clones share; nothing is checked.
+    /// Map page data as usual, but have all of them fetched before the service runs (MADV_POPULATE_READ): nobody waits for memory that
+    /// is on the disk later. The first answer takes as long as reading the image, and memory that clones share; nothing is checked.
     #[arg(long, conflicts_with = "eager")]
     pub(crate) populate: bool,
 }

@@ -527,7 +527,8 @@ pub struct Handover {
     pub listeners: Listeners,
     /// Whether page data were read, and nothing of them is mapped.
     pub eager: u32,
-    pub reserved: u32,
+    /// Whether page data are mapped, and were all fetched.
+    pub populated: u32,
     /// The processors that the process may use, if it was bound to one of them for the time being; else none.
     pub processors: [u64; 16],
 }

@@ -39,6 +39,8 @@ const SAMPLES: usize = 64;
 
 /// Page faults that waited for a disk before this life's own.
 static WAITS_BEFORE: AtomicU64 = AtomicU64::new(0);
+/// Instead of them.
+const NOTHING_TO_FETCH: u64 = u64::MAX;
 static AT_WORK: Mutex<Option<Fetcher>> = Mutex::new(None);
 
 /// A thread that fetches.
@@ -48,15 +50,16 @@ struct Fetcher {
     stop: Arc<AtomicBool>,
 }
 
-/// At the beginning of a restored life. Allocates nothing.
-pub(crate) fn note() {
-    WAITS_BEFORE.store(process::major_faults(), Ordering::Relaxed);
+/// At the beginning of a restored life, whose memory `is_fetched` already or not. Allocates nothing.
+pub(crate) fn note(is_fetched: bool) {
+    WAITS_BEFORE.store(if is_fetched { NOTHING_TO_FETCH } else { process::major_faults() }, Ordering::Relaxed);
 }
 
 /// Once the door is open: has the memory of this life fetched, if some of it is on the disk and there is room for it. In the usual
 /// case, in which the image is in the page cache, that is one system call.
 pub(crate) fn begin() {
-    if process::major_faults() == WAITS_BEFORE.load(Ordering::Relaxed) {
+    let before = WAITS_BEFORE.load(Ordering::Relaxed);
+    if before == NOTHING_TO_FETCH || process::major_faults() == before {
         return;
     }
     let ranges: Vec<Range<usize>> = madvise::anonymous_ranges().collect();

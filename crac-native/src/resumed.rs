@@ -46,14 +46,14 @@ pub(crate) fn take_over(
     // SAFETY: the stub, which has just run, is mapped with the metadata at this address, the one it was made for.
     let header = unsafe { header.read() };
     let asleep_monotonic = continue_clocks(&header, header.handover_at);
-    prefetch::note();
-    freeze::wait_for_arrivals();
-    // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
-    let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
     let handover = ptr::with_exposed_provenance::<Handover>(header.handover_at as usize);
     // SAFETY: the stub has written the record there.
     let handover = unsafe { handover.read() };
     let is_eager = handover.eager != 0;
+    prefetch::note(is_eager || handover.populated != 0);
+    freeze::wait_for_arrivals();
+    // SAFETY: the table was checked by the stub and stays mapped until the end of this function.
+    let runs = unsafe { table::<RunRecord>(header_at, header.runs) };
     let processors = confined::begin(&handover);
     let runs = if is_eager { &[] } else { runs };
     let installed = if header.trial.kind == trial::RESUME { Err(Errno::new(libc::EIO)) } else { madvise::install(runs) };

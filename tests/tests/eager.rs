@@ -89,22 +89,36 @@ fn damaged_page_data_end_an_eager_restore_and_make_an_eager_run_start_cold() {
 }
 
 #[test]
-fn an_eager_run_becomes_its_image_eagerly_and_is_restored_eagerly() {
+fn a_run_becomes_its_image_and_is_restored_as_it_is_told() {
+    for option in ["--eager", "--populate"] {
+        let lab = Lab::new();
+        let image = lab.file("web.crac");
+        let run = || {
+            let addr = free_addr();
+            let mut command = lab.command(program("crac"));
+            // The option counts.
+            command.env("CRAC_EAGER", "off");
+            command.args(["run", option, "--checkpoint-on", "ready", "--image"]).arg(&image).arg("--");
+            command.arg(program("web-server")).args(["--listen", &addr.to_string(), "--warm-mib", "1"]);
+            Service::start(command, addr)
+        };
+        for _ in 0..2 {
+            let service = run().answering();
+            wait_until("a restored life", || {
+                let answer = crac_testing::http::exchange(service.addr, "GET", "/instance", "").ok()?;
+                (answer.status == 200 && answer.json()["generation"] == 1).then_some(())
+            });
+            if option == "--eager" {
+                wait_until("nothing of the image is mapped", || (!maps(&service).contains("web.crac")).then_some(()));
+            } else {
+                assert!(maps(&service).contains("web.crac"), "{}", maps(&service));
+            }
+        }
+    }
     let lab = Lab::new();
-    let image = lab.file("web.crac");
-    let run = || {
-        let addr = free_addr();
-        let mut command = lab.command(program("crac"));
-        command.args(["run", "--eager", "--checkpoint-on", "ready", "--image"]).arg(&image).arg("--");
-        command.arg(program("web-server")).args(["--listen", &addr.to_string(), "--warm-mib", "1"]);
-        Service::start(command, addr)
-    };
-    for _ in 0..2 {
-        let service = run().answering();
-        wait_until("a restored life", || {
-            let answer = crac_testing::http::exchange(service.addr, "GET", "/instance", "").ok()?;
-            (answer.status == 200 && answer.json()["generation"] == 1).then_some(())
-        });
-        wait_until("nothing of the image is mapped", || (!maps(&service).contains("web.crac")).then_some(()));
+    for verb in ["run", "restore"] {
+        let output = lab.crac([verb, "--eager", "--populate", "--", "true"]);
+        assert_eq!(output.status.code(), Some(2), "{verb}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("'--populate'"), "{verb}: {}", text(&output.stderr));
     }
 }

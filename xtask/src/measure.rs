@@ -22,8 +22,10 @@ impl Runs {
         self.0.first().copied().unwrap_or_default()
     }
 
+    /// The one in the middle; of an even number, what lies between the two there.
     pub(crate) fn median(&self) -> Duration {
-        self.0.get(self.0.len() / 2).copied().unwrap_or_default()
+        let at = |index: usize| self.0.get(index).copied().unwrap_or_default();
+        (at(self.0.len().saturating_sub(1) / 2) + at(self.0.len() / 2)) / 2
     }
 
     /// What 99 of 100 runs do not exceed.
@@ -54,7 +56,8 @@ impl FromIterator<f64> for Spread {
         let mut numbers: Vec<f64> = numbers.into_iter().collect();
         numbers.sort_unstable_by(f64::total_cmp);
         let at = |index: usize| numbers.get(index).copied().unwrap_or_default();
-        Self { min: at(0), median: at(numbers.len() / 2), max: at(numbers.len().saturating_sub(1)) }
+        let (last, middle) = (numbers.len().saturating_sub(1), numbers.len() / 2);
+        Self { min: at(0), median: f64::midpoint(at(last / 2), at(middle)), max: at(last) }
     }
 }
 
@@ -93,5 +96,9 @@ mod tests {
         assert_eq!((runs.p99().as_millis(), runs.len()), (9, 5));
         assert_eq!(runs.spread(), Some(Spread { min: 1.0, median: 4.0, max: 9.0 }));
         assert_eq!(Runs::default().spread(), None);
+        // Of two it is neither.
+        let mut two = Runs::default();
+        [2, 4].into_iter().for_each(|run| two.add(Duration::from_millis(run)));
+        assert_eq!((two.median().as_millis(), two.spread().map(|all| all.median)), (3, Some(3.0)));
     }
 }

@@ -107,8 +107,9 @@ extern "C" fn main(start: *const usize) -> ! {
     let files = check::files(&restore);
     let (records, blob) = (restore.table(restore.header.descriptors), restore.table(restore.header.descriptor_blob));
     descriptors::check(records, blob, restore.start.environment);
+    let (eager, populated) = (u32::from(restore.is_eager()), u32::from(restore.fetch == fetch::Fetch::Populated));
     let mut handover =
-        Handover { realtime_ns, monotonic_ns, eager: u32::from(restore.is_eager()), processors, ..Handover::default() };
+        Handover { realtime_ns, monotonic_ns, eager, populated, processors, ..Handover::default() };
     if restore.header.clock == layout::clock::TIME_NAMESPACE {
         time_namespace::enter(&restore, &mut handover);
     }

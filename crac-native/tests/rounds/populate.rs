@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use super::{
     eager::{captured, numbers},
-    exit_rounds_with, finish, image, lines_of, room,
+    exit_rounds_with, finish, image, lines_of, program, room,
 };
 
 /// An image that is fetched when it starts.
@@ -31,6 +31,12 @@ pub(super) fn fetched(dir: &Path) {
     let data = room(&image(dir, 0));
     assert!(found["resident"] > found["dense"], "{found:?}");
     assert!(found["resident"] < data + data / 2, "{data} bytes in the image: {found:?}");
+    // Likewise where a program restores data alone; that program's own file is mapped, not the image's code.
+    let to = format!("--image={}", image(dir, 1).display());
+    lines_of(&finish(program("sizes").env("CRAC_TEST_FORM", "data-only").arg(to)));
+    let launched = |eager: &str| numbers(&lines_of(&finish(program("restore").arg(image(dir, 1)).env("CRAC_EAGER", eager))));
+    let (lazy, found) = (launched("off"), launched("populate"));
+    assert!(lazy["resident"] < lazy["dense"] && found["resident"] > found["dense"], "{lazy:?} {found:?}");
     captured(dir, "scattered");
     let (data, found) = (room(&image(dir, 0)), numbers(&lines_of(&finish(&mut populated(&image(dir, 0))))));
     assert!(found["resident"] < data + data / 2, "{data} bytes in the image: {found:?}");

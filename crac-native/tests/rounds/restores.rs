@@ -155,6 +155,9 @@ pub(super) fn fail_populated(dir: &Path) {
         } else {
             failed_step(&output, call);
         }
+        if call % 16 == 0 {
+            captured.is_over();
+        }
     }
     assert!(not_fetched > 3, "{not_fetched}");
     captured.is_whole();

@@ -2,13 +2,14 @@
 
 use memmap2::{Advice, MmapMut};
 
-/// One that takes more than that time to have again is not waited for.
+/// More of it takes too long to have again.
 const MOST_MIB: u64 = 4 << 10;
 /// What is counted besides the state: a program with its libraries, page tables.
 const BESIDES_MIB: u64 = 128;
 
 /// Takes as much memory as a restore with `mib` MiB of state can need, an image in the page cache, the memory itself, and as much again,
-/// writes to it and gives it back: what is started next is given it again, and waits for no host.
+/// writes to it and gives it back: what is started next is given it again, and waits for no host. Of more than [`MOST_MIB`] that holds for
+/// a part.
 ///
 /// Only free memory is taken, so that nothing is driven out of the page cache.
 pub(super) fn have_at_hand(mib: usize) {

@@ -70,7 +70,7 @@ impl Rounds {
     pub(super) fn of(mib: usize) -> Self {
         match mib {
             ..=256 => Self { blocks: 3, native: 6, criu: 2, criu_at_once: 2, uncached: 3 },
-            257..=1024 => Self { blocks: 2, native: 6, criu: 1, criu_at_once: 2, uncached: 3 },
+            257..=1024 => Self { blocks: 2, native: 6, criu: 2, criu_at_once: 3, uncached: 3 },
             _ => Self { blocks: 2, native: 3, criu: 1, criu_at_once: 0, uncached: 1 },
         }
     }

@@ -1,6 +1,6 @@
 //! Restore by either engine, against cold starts and against the floor; and the checkpoints before them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use crac_testing::lab::Lab;
 
 use super::{
@@ -77,18 +77,22 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
             plan.criu_failed(&what)?;
         }
         for round in 0..rounds.native {
+            let are_all = round < rounds.criu;
+            if are_all {
+                memory::have_at_hand(mib);
+                // Each that is counted follows another start, whose code is in the processor's caches.
+                starts::floor(plan, &lab, &size.floor).map_err(|what| anyhow!(what))?;
+            }
             size.floor.add(starts::floor(plan, &lab, &size.floor));
             let timed = native.restore(&size.native);
             size.native.add(timed);
-            if round < rounds.criu {
+            if are_all {
                 let timed = native.restore_populated(&size.populated);
                 size.populated.add(timed);
-                memory::have_at_hand(mib);
                 let timed = native.restore_eagerly(&size.eager);
                 size.eager.add(timed);
             }
-            if let Some(images) = criu.filter(|_| round < rounds.criu) {
-                memory::have_at_hand(mib);
+            if let Some(images) = criu.filter(|_| are_all) {
                 let timed = images.restore(&size.criu);
                 count_criu(plan, &mut size.criu, timed)?;
             }
@@ -103,14 +107,9 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
                 }
             }
         }
-        for _ in 0..rounds.uncached {
-            uncached(plan, &native, &mut size)?;
-            if let Some(images) = criu {
-                images.forget()?;
-                memory::have_at_hand(mib);
-                let timed = images.restore(&size.criu_uncached);
-                count_criu(plan, &mut size.criu_uncached, timed)?;
-            }
+        for turn in 0..WAYS_UNCACHED * rounds.uncached {
+            // None comes always first, or always after the same.
+            uncached(plan, block + turn / WAYS_UNCACHED + turn, &native, criu, &mut size)?;
         }
     }
     let at_once = size.native_at_once.failed + size.floor_at_once.failed;
@@ -146,25 +145,34 @@ fn at_once(plan: &Plan, lab: &Lab, native: &Images, rounds: usize, size: &mut Si
     }
 }
 
-/// Restores with the image dropped from the page cache - if it really was: not every file system can do that.
-fn uncached(plan: &Plan, native: &Images, size: &mut Size) -> Result<()> {
+/// How many ways there are with the page cache cold.
+const WAYS_UNCACHED: usize = 4;
+
+/// A restore with the image dropped from the page cache, by the way whose turn it is - if it really was dropped: not every file system
+/// can do that.
+fn uncached(plan: &Plan, turn: usize, native: &Images, criu: Option<&Images>, size: &mut Size) -> Result<()> {
     type Restore = fn(&Images, &Way) -> Result<starts::Timed, String>;
-    let ways: [(&mut Way, Restore); 3] = [
-        (&mut size.native_uncached, Images::restore),
-        (&mut size.populated_uncached, Images::restore_populated),
-        (&mut size.eager_uncached, Images::restore_eagerly),
-    ];
-    for (way, restore) in ways {
-        native.forget()?;
-        memory::have_at_hand(size.mib);
-        let timed = restore(native, way);
-        let fetched = timed.as_ref().map_or(u64::MAX, |timed| timed.fetched);
-        // At least the state, all of which was read; what is around it is read in parts.
-        if fetched == 0 || fetched < (size.mib as u64) << 19 {
-            return plan.leave_out("the page cache cold", "this file system keeps what it is told to drop");
+    let (way, restore): (_, Restore) = match turn % WAYS_UNCACHED {
+        0 => (&mut size.native_uncached, Images::restore),
+        1 => (&mut size.populated_uncached, Images::restore_populated),
+        2 => (&mut size.eager_uncached, Images::restore_eagerly),
+        _ => {
+            let Some(images) = criu else { return Ok(()) };
+            images.forget()?;
+            memory::have_at_hand(size.mib);
+            let timed = images.restore(&size.criu_uncached);
+            return count_criu(plan, &mut size.criu_uncached, timed);
         }
-        way.add(timed);
+    };
+    native.forget()?;
+    memory::have_at_hand(size.mib);
+    let timed = restore(native, way);
+    let fetched = timed.as_ref().map_or(u64::MAX, |timed| timed.fetched);
+    // At least the state, all of which was read; what is around it is read in parts.
+    if fetched == 0 || fetched < (size.mib as u64) << 19 {
+        return plan.leave_out("the page cache cold", "this file system keeps what it is told to drop");
     }
+    way.add(timed);
     Ok(())
 }
 
@@ -327,8 +335,13 @@ fn to_the_last_page(sizes: &[Size]) -> Option<String> {
         ("a populated", against(|size| &size.populated, |size| &size.populated_uncached)),
         ("an eager", against(|size| &size.eager, |size| &size.eager_uncached)),
     ];
-    let others = others.into_iter().filter_map(|(name, ratios)| Some(format!(" As long as {name} restore: {}.", ratios?)));
-    Some(format!("Until the last page is read CRIU takes as many times as long: {lazy}.{}", others.collect::<String>()))
+    let others = others.into_iter().filter_map(|(name, ratios)| Some(format!(" Compared with {name} restore: {}.", ratios?)));
+    let populated = by_size(sizes, |size| times(&size.native_uncached.all, &size.populated_uncached.all));
+    let populated = populated.map_or_else(String::new, |ratios| {
+        format!(" With the page cache cold a lazy restore takes as many times as long as a populated one: {ratios}.")
+    });
+    let others: String = others.collect();
+    Some(format!("Until the last page is read CRIU takes as many times as long: {lazy}.{others}{populated}"))
 }
 
 fn images(sizes: &[Size]) -> Section {
@@ -397,9 +410,10 @@ pub(super) fn method() -> String {
          likewise, then restores in each way, in turn, with the image dropped from the page cache before each (`posix_fadvise(2)`; that a \
          life of the native engine's then fetches its state from the disk is checked; programs and libraries stay in the cache); and \
          again from the beginning. CRIU's cache of kernel features is warm. Where the host of a virtual machine has taken free \
-         memory back, whoever gets it again waits at the first touch of each page, seconds for a GiB, and without a page fault of the \
-         machine's own. So before whatever fills memory - cold starts, checkpoints, plain writes, eager restores, CRIU's, and all with the page cache \
-         cold - the client takes three times as much as the state and some more, 4 GiB at most, writes to it, and gives it back. A start that is not answered \
+         memory back - large blocks, as a rule -, whoever gets it again waits at the first touch, seconds for a GiB, and without a page \
+         fault of the machine's own. So before each cold start, checkpoint (of those below, not in continue mode), plain write and \
+         restore with the page cache cold, and before each round of all the others, the client takes three times as much as the state \
+         and some more, 4 GiB at most, writes to it, and gives it back. With 4096 MiB that is less than they need. A start that is not answered \
          within a minute, or a refused checkpoint, is counted as failed."
     )
 }
@@ -441,7 +455,7 @@ mod tests {
         assert!(hundredth.text.contains("| 16 | native | 1 | 0 | 3.00 |") && !hundredth.text.contains("floor"));
         assert!(last.text.contains("| 16 | CRIU | 1 | 1 | 102 |"), "{}", last.text);
         let short = &last.short[0];
-        assert!(short.contains("long: 25.5 with 16 MiB. As long as a populated restore: 17.0 with 16 MiB."), "{short}");
+        assert!(short.contains("long: 25.5 with 16 MiB. Compared with a populated restore: 17.0 with 16 MiB."), "{short}");
         assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);
     }
 
