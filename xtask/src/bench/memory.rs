@@ -16,6 +16,7 @@ pub(super) fn have_at_hand(mib: usize) {
     let wanted = amount(mib as u64, in_mib("MemFree:").unwrap_or(0));
     let Ok(mut memory) = usize::try_from(wanted << 20).map_err(|_| ()).and_then(|bytes| MmapMut::map_anon(bytes).map_err(drop))
     else {
+        eprintln!("{wanted} MiB cannot be had before what is measured next; a host may have taken them back");
         return;
     };
     // The large blocks are those that a host takes back. A kernel that has no huge pages, or cannot populate, does with less.

@@ -108,8 +108,8 @@ fn measure(plan: &Plan, mib: usize) -> Result<Size> {
             }
         }
         for turn in 0..WAYS_UNCACHED * rounds.uncached {
-            // None comes always first, or always after the same.
-            uncached(plan, block + turn / WAYS_UNCACHED + turn, &native, criu, &mut size)?;
+            let way = way_uncached(block + turn / WAYS_UNCACHED, turn % WAYS_UNCACHED);
+            uncached(plan, way, &native, criu, &mut size)?;
         }
     }
     let at_once = size.native_at_once.failed + size.floor_at_once.failed;
@@ -148,11 +148,17 @@ fn at_once(plan: &Plan, lab: &Lab, native: &Images, rounds: usize, size: &mut Si
 /// How many ways there are with the page cache cold.
 const WAYS_UNCACHED: usize = 4;
 
-/// A restore with the image dropped from the page cache, by the way whose turn it is - if it really was dropped: not every file system
+/// Which of them has a place in a round: none is always the first, or always behind the same.
+fn way_uncached(round: usize, place: usize) -> usize {
+    let place = (place + round / 2) % WAYS_UNCACHED;
+    if round.is_multiple_of(2) { place } else { WAYS_UNCACHED - 1 - place }
+}
+
+/// A restore with the image dropped from the page cache, in one of these ways - if it really was dropped: not every file system
 /// can do that.
-fn uncached(plan: &Plan, turn: usize, native: &Images, criu: Option<&Images>, size: &mut Size) -> Result<()> {
+fn uncached(plan: &Plan, way: usize, native: &Images, criu: Option<&Images>, size: &mut Size) -> Result<()> {
     type Restore = fn(&Images, &Way) -> Result<starts::Timed, String>;
-    let (way, restore): (_, Restore) = match turn % WAYS_UNCACHED {
+    let (way, restore): (_, Restore) = match way {
         0 => (&mut size.native_uncached, Images::restore),
         1 => (&mut size.populated_uncached, Images::restore_populated),
         2 => (&mut size.eager_uncached, Images::restore_eagerly),
@@ -457,6 +463,20 @@ mod tests {
         let short = &last.short[0];
         assert!(short.contains("long: 25.5 with 16 MiB. Compared with a populated restore: 17.0 with 16 MiB."), "{short}");
         assert!(images.text.contains("| 16 | native | 1 | 0 | 3.00 | 30.0 | 30.0 | 30.0 | 10.0 | 3.00 |"), "{}", images.text);
+    }
+
+    #[test]
+    fn no_way_is_always_first_or_always_behind_the_same() {
+        let rounds: Vec<Vec<_>> =
+            (0..4).map(|round| (0..WAYS_UNCACHED).map(|place| way_uncached(round, place)).collect()).collect();
+        for way in 0..WAYS_UNCACHED {
+            assert!(rounds.iter().all(|round| round.contains(&way)), "{rounds:?}");
+            let mut before: Vec<_> =
+                rounds.iter().flat_map(|round| round.windows(2)).filter(|two| two[1] == way).map(|two| two[0]).collect();
+            before.dedup();
+            assert!(before.len() > 1, "{rounds:?}");
+        }
+        assert_ne!(rounds[0][0], rounds[1][0]);
     }
 
     #[test]
