@@ -108,8 +108,9 @@ pub(crate) fn keep_for_later(stub_at: Range<usize>, bytes: [Vec<u8>; 2], descrip
     *LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(leftovers);
 }
 
-/// Gives back what was kept, if there is something.
+/// Gives back what was kept, if there is something, and does what the first answer has not waited for.
 pub(crate) fn settle() {
+    settings::settle();
     let Some(leftovers) = LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     // SAFETY: every thread has left the stub, and what it left was copied before this record was made, which is used up once.
     let unmapped = unsafe { mem::unmap(leftovers.stub_at.start, leftovers.stub_at.len()) };

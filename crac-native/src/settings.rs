@@ -2,13 +2,14 @@
 //!
 //! What a process was *started* with - by a supervisor, a container, a shell - is the business of whoever starts it: a restored
 //! life gets it from whoever restores, as a cold start would. What the service has *changed* since is part of its state, and is
-//! brought back. To tell one from the other, everything is read before `main`, and again at the beginning of each restored life.
+//! brought back. To tell one from the other, everything is read before `main`, and again at the beginning of each restored life -
+//! but for the namespaces, which take as long as all else together: the first answer does not wait for them ([`settle`]).
 #![allow(unsafe_code, reason = "a function that runs before main")]
 
 use std::{
     fmt::Write,
     os::fd::AsFd,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use crac_core::ObstacleKind;
@@ -39,8 +40,8 @@ const NAMESPACES: [(&str, &str); 8] = [
     ("uts", "host name"),
 ];
 
-/// Everything in one row of numbers, see [`at`].
-type Row = [u64; at::WORDS];
+/// Everything but the namespaces in one row of numbers, see [`at`].
+type Row = [u64; at::NAMESPACES];
 
 /// Where in a [`Row`] what stands.
 mod at {
@@ -55,26 +56,29 @@ mod at {
     pub(super) const GROUPS: usize = WRITE_OR_EXECUTE + 1;
     pub(super) const SECURE_BITS: usize = GROUPS + 1;
     pub(super) const ROOT: usize = SECURE_BITS + 1;
-    pub(super) const NAMESPACES: usize = ROOT + 2;
-    pub(super) const NO_NEW_PRIVILEGES: usize = NAMESPACES + super::NAMESPACES.len();
-    pub(super) const WORDS: usize = NO_NEW_PRIVILEGES + 1;
+    pub(super) const NO_NEW_PRIVILEGES: usize = ROOT + 2;
+    pub(super) const NAMESPACES: usize = NO_NEW_PRIVILEGES + 1;
+    pub(super) const WORDS: usize = NAMESPACES + super::NAMESPACES.len();
 }
 
 /// What this life was started with.
 static STARTED_WITH: [AtomicU64; at::WORDS] = [const { AtomicU64::new(0) }; at::WORDS];
+/// Whether the namespaces in it are still those of the life before.
+static NAMESPACES_MISSING: AtomicBool = AtomicBool::new(false);
 
 /// Runs before `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AT_START: extern "C" fn() = {
     extern "C" fn at_start() {
-        remember(&now(), |_| true);
+        remember(0, &now());
+        remember(at::NAMESPACES, &namespaces("self"));
     }
     at_start
 };
 
-fn remember(row: &Row, is_wanted: impl Fn(usize) -> bool) {
-    for (word, value) in STARTED_WITH.iter().zip(row).enumerate().filter_map(|(at, pair)| is_wanted(at).then_some(pair)) {
+fn remember(first: usize, values: &[u64]) {
+    for (word, value) in STARTED_WITH.iter().skip(first).zip(values) {
         word.store(*value, Relaxed);
     }
 }
@@ -90,7 +94,7 @@ pub(crate) fn begin_life(settings: &[SettingRecord], main: i32, processors: Opti
     if let (Some(processors), Some(place)) = (processors, now.get_mut(at::AFFINITY..at::SCHEDULE)) {
         place.copy_from_slice(&processors);
     }
-    remember(&now, |word| match word {
+    let is_wanted = |word: usize| match word {
         at::LIMITS..at::AFFINITY => !brought_back(setting::LIMIT, Some((word as u64 - at::LIMITS as u64) / 2)),
         at::AFFINITY..at::SCHEDULE => !brought_back(setting::AFFINITY, None),
         at::SCHEDULE..at::IO_PRIORITY => !brought_back(setting::SCHEDULE, None),
@@ -101,7 +105,24 @@ pub(crate) fn begin_life(settings: &[SettingRecord], main: i32, processors: Opti
         at::WRITE_OR_EXECUTE => !brought_back(setting::WRITE_OR_EXECUTE, None),
         at::GROUPS => !brought_back(setting::GROUPS, None),
         _ => true,
-    });
+    };
+    for (word, value) in now.iter().enumerate().filter(|(word, _)| is_wanted(*word)) {
+        remember(word, &[*value]);
+    }
+    NAMESPACES_MISSING.store(true, Relaxed);
+    if process::tid() == process::pid() {
+        settle();
+    }
+}
+
+/// Notes the namespaces that a restored life was started in, if that has not been done. What a thread enters is its own, and those of
+/// the main thread are what the process is said to be in. So they are read on the calling thread, which makes the captures and is
+/// another one: it is still in those that the process was started in, whatever the main thread has done meanwhile. (Where more than
+/// one thread runs the kernel lets none enter another user or time namespace, and a process namespace is for good.)
+pub(crate) fn settle() {
+    if NAMESPACES_MISSING.swap(false, Relaxed) {
+        remember(at::NAMESPACES, &namespaces("thread-self"));
+    }
 }
 
 /// Whether this life was started with `no_new_privs`.
@@ -109,9 +130,9 @@ pub(crate) fn started_without_new_privileges() -> bool {
     STARTED_WITH.get(at::NO_NEW_PRIVILEGES).is_some_and(|word| word.load(Relaxed) != 0)
 }
 
-/// Everything as it is now. What the kernel does not tell is zero, then and later.
+/// Everything but the namespaces, as it is now. What the kernel does not tell is zero, then and later.
 fn now() -> Row {
-    let mut row = [0; at::WORDS];
+    let mut row = [0; at::NAMESPACES];
     let mut put = |at: usize, values: &[u64]| {
         if let Some(place) = row.get_mut(at..at + values.len()) {
             place.copy_from_slice(values);
@@ -134,9 +155,6 @@ fn now() -> Row {
     put(at::NO_NEW_PRIVILEGES, &[gave_up]);
     let root = fs::stat_path(c"/").map_or([0; 2], |stat| [stat.st_dev, stat.st_ino]);
     put(at::ROOT, &root);
-    for (number, (name, _)) in NAMESPACES.iter().enumerate() {
-        put(at::NAMESPACES + number, &[namespace(name)]);
-    }
     row
 }
 
@@ -183,8 +201,8 @@ pub(crate) fn changed(
     if is_changed(at::ROOT, &[word(at::ROOT), word(at::ROOT + 1)]) {
         obstacles.push(ObstacleKind::Privilege, format_args!("another root directory was entered"));
     }
-    for (number, (_, name)) in NAMESPACES.iter().enumerate() {
-        if is_changed(at::NAMESPACES + number, &[word(at::NAMESPACES + number)]) {
+    for (number, ((_, name), inode)) in NAMESPACES.iter().zip(namespaces("self")).enumerate() {
+        if is_changed(at::NAMESPACES + number, &[inode]) {
             obstacles.push(ObstacleKind::Privilege, format_args!("another {name} namespace was entered"));
         }
     }
@@ -247,10 +265,15 @@ fn groups_sum() -> u64 {
     groups.iter().take(count).fold(0xcbf2_9ce4_8422_2325 ^ count as u64, prime)
 }
 
-fn namespace(name: &str) -> u64 {
+/// The namespaces of `self`, which is what the main thread is in, or of `thread-self`.
+fn namespaces(of: &str) -> [u64; NAMESPACES.len()] {
+    NAMESPACES.map(|(name, _)| namespace(of, name))
+}
+
+fn namespace(of: &str, name: &str) -> u64 {
     let mut path = FixedText::<64>::new();
     // The names are short.
-    let _ = write!(path, "/proc/self/ns/{name}\0");
+    let _ = write!(path, "/proc/{of}/ns/{name}\0");
     let path = std::ffi::CStr::from_bytes_until_nul(path.as_bytes()).unwrap_or_default();
     let mut link = [0; 64];
     // `net:[4026531840]`

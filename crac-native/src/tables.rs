@@ -16,7 +16,10 @@ use crate::{
     descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run, xxh64::Xxh64},
+    layout::{
+        FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, ThreadRecord, VdsoRecord, file, place_data, run,
+        xxh64::Xxh64,
+    },
     madvise,
     objects::Objects,
     pages::{Found, Pages, Wanted},
@@ -59,6 +62,7 @@ pub(crate) struct Sources<'a, 's> {
     /// The vdso, if a copy is to take its place.
     pub(crate) stand_in: Option<&'a [u8]>,
     pub(crate) policy: &'s Policy,
+    pub(crate) threads: &'s [ThreadRecord],
     /// Memory behind open memfds.
     pub(crate) memories: &'s [descriptors::Memory<'a>],
 }
@@ -203,7 +207,9 @@ impl<'a> Memory<'a> {
                 Class::Image => madvise::was_anonymous(mapping.start, mapping.end),
                 _ => false,
             };
-            let flags = if grows { run::COPY } else { 0 } | if anonymous && !grows { run::ANONYMOUS } else { 0 };
+            let data_bytes = ranges.iter().map(|range| range.end - range.start).sum();
+            let copied = grows || (anonymous && plan::is_stack_in_use(entry, data_bytes, sources.threads));
+            let flags = if copied { run::COPY } else { 0 } | if anonymous && !copied { run::ANONYMOUS } else { 0 };
             let first = memory.runs.len();
             // A file's pages between two changed ones are not zeros, and guards cannot be read.
             let gap = if file.is_some() || memory.guards.len() > first_guard { 1 } else { gap };
@@ -214,7 +220,7 @@ impl<'a> Memory<'a> {
             }
             let covered = matches!(&memory.runs[first..], [run] if run.start == mapping.start && run.end == mapping.end);
             // `MAP_STACK` stands for advice against huge pages, which matters where page data are read.
-            if !covered || grows || record.advice != 0 || record.flags & libc::MAP_STACK as u32 != 0 {
+            if !covered || copied || record.advice != 0 || record.flags & libc::MAP_STACK as u32 != 0 {
                 memory.mappings.push(record)?;
             }
         }

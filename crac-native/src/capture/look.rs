@@ -162,6 +162,7 @@ impl<'a> Work<'a, '_> {
             stack_flag: kernel >= 6 << 16 | 7,
             stand_in,
             policy: self.request.policy,
+            threads: &seen.threads,
             memories: &seen.descriptors.memories,
         };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;

@@ -75,12 +75,18 @@ pub fn environment(restore: &Restore) -> *const *const u8 {
     at as *const *const u8
 }
 
-/// Moves the vdso into the zone and unmaps everything outside the zone.
-pub fn unmap_everything_else(restore: &Restore) {
+/// Moves the vdso to a safe place and unmaps everything else outside the zone.
+pub fn unmap_everything_else(restore: &mut Restore) {
     let header = restore.header;
-    restore.vdso.aside(restore.start.vdso, header.staging_at);
-    let outside = [(0, header.zone_start), (header.zone_end, ADDRESSES_END)];
-    for (start, end) in outside {
+    let zone = header.zone_start..header.zone_end;
+    let vdso = restore.vdso.aside(restore.start.vdso, header.vdso.start, zone.clone(), header.staging_at);
+    let (first, last) = if vdso.start < zone.start { (vdso, zone) } else { (zone, vdso) };
+    // The staging area is in the zone.
+    let last_end = last.end.max(first.end);
+    for (start, end) in [(0, first.start), (first.end, last.start), (last_end, ADDRESSES_END)] {
+        if start >= end {
+            continue;
+        }
         if let Err(errno) = syscall!(sys::SYS_MUNMAP, start, end - start) {
             fail(Step::Clear, b"unmapping the address space", errno);
         }

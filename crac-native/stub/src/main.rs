@@ -116,7 +116,7 @@ extern "C" fn main(start: *const usize) -> ! {
     let checked_ns = sys::clock_ns(sys::CLOCK_MONOTONIC);
 
     clear::hand_over(&mut restore, handover, checked_ns);
-    clear::unmap_everything_else(&restore);
+    clear::unmap_everything_else(&mut restore);
     restore.done(Step::Clear);
     memory::map(&restore, &files);
     restore.done(Step::Memory);

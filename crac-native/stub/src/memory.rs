@@ -18,6 +18,7 @@ pub const MAP_ANONYMOUS: u32 = 0x20;
 const PROT_WRITE: u32 = 2;
 const PROT_EXEC: u32 = 4;
 const O_RDWR: usize = 2;
+const MADV_POPULATE_WRITE: usize = 23;
 const MADV_GUARD_INSTALL: usize = 102;
 const PR_SET_MM: usize = 35;
 const PR_SET_MM_MAP: usize = 14;
@@ -88,6 +89,8 @@ fn map_data(restore: &Restore) {
     for data in restore.table::<RunRecord>(restore.header.runs) {
         let bytes = data.end - data.start;
         let done = if data.flags & run::COPY != 0 {
+            // All at once rather than page by page while they are read; a kernel that does not know it (before 5.14) does that.
+            let _ = syscall!(sys::SYS_MADVISE, data.start, bytes, MADV_POPULATE_WRITE);
             read_all(restore.image_fd, data.start, bytes, data.data_offset)
         } else if is_written(restore, data) {
             write_code(restore, data)
@@ -125,7 +128,7 @@ pub fn tell_kernel(restore: &Restore) {
         exe_fd: i32,
     }
     let header = restore.header;
-    let at = restore.vdso.settle(header.staging_at, header.vdso.start);
+    let at = restore.vdso.settle(header.vdso.start);
     if restore.vdso.build == Build::Other {
         // SAFETY: the handover area is mapped, and nobody else uses it yet.
         let handover = unsafe { &mut *restore.handover };

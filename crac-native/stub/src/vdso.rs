@@ -1,5 +1,7 @@
 //! The kernel's own mappings: where they are, and on their way to where the captured process, or nobody, knows them.
 
+use core::ops::Range;
+
 use crate::{
     layout::{PAGE, STAGING_BYTES, Step, VdsoRecord, kernel::Build, xxh64::xxh64},
     report::fail,
@@ -18,12 +20,14 @@ pub struct Vdso {
     pub build: Build,
     /// Bytes of each, in order; unused entries are zero and stand in front.
     bytes: [u64; 4],
+    /// Where the first is, once they have been moved.
+    start: u64,
 }
 
 impl Vdso {
     /// Those of the build that was recorded.
     pub fn recorded(record: &VdsoRecord) -> Self {
-        Self { build: Build::Same, bytes: record.bytes }
+        Self { build: Build::Same, bytes: record.bytes, start: 0 }
     }
 
     /// Those that the kernel has given this process, whose code is at `code`, as `/proc/self/maps` shows them.
@@ -55,7 +59,7 @@ impl Vdso {
             bytes = [second, third, last, end - start];
             expected = Some(end);
             if start == code {
-                let found = Self { build: Build::Other, bytes };
+                let found = Self { build: Build::Other, bytes, start: 0 };
                 return (found.all() <= STAGING_BYTES).then_some(found);
             }
         }
@@ -77,14 +81,22 @@ impl Vdso {
         start + (self.all() - self.code_bytes())
     }
 
-    /// Moves them from where the code is at `code` to the staging area `to`.
-    pub fn aside(&self, code: u64, to: u64) {
-        self.shift(code.wrapping_sub(self.all() - self.code_bytes()), to, Step::Clear);
+    /// Moves them from where the code is at `code` to where the first is to start in the end, `recorded`, if that is known and can be
+    /// taken before anything else is mapped; else to the staging area of the `zone`. Returns where they are.
+    pub fn aside(&mut self, code: u64, recorded: u64, zone: Range<u64>, staging: u64) -> Range<u64> {
+        let from = code.wrapping_sub(self.all() - self.code_bytes());
+        let is_free = |start: u64| {
+            let overlaps = |other: Range<u64>| start < other.end && other.start < start + self.all();
+            !overlaps(zone.clone()) && !overlaps(from..from.wrapping_add(self.all()))
+        };
+        self.start = if self.build == Build::Same && is_free(recorded) { recorded } else { staging };
+        self.shift(from, self.start, Step::Clear);
+        self.start..self.start + self.all()
     }
 
-    /// Moves them from the staging area `from` to where the first is to start, or to a place that the kernel chooses if it was
-    /// recorded for another build; says where that is. All other memory is in its place.
-    pub fn settle(&self, from: u64, recorded: u64) -> u64 {
+    /// Moves them to where the first is to start, or to a place that the kernel chooses if it was recorded for another build; says
+    /// where that is. All other memory is in its place.
+    pub fn settle(&self, recorded: u64) -> u64 {
         let to = match self.build {
             Build::Same => recorded,
             Build::Other => match syscall!(sys::SYS_MMAP, 0, self.all(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1_isize, 0) {
@@ -92,7 +104,9 @@ impl Vdso {
                 Err(errno) => fail(Step::Kernel, b"finding a place for the vdso", errno),
             },
         };
-        self.shift(from, to, Step::Kernel);
+        if to != self.start {
+            self.shift(self.start, to, Step::Kernel);
+        }
         to
     }
 

@@ -58,6 +58,7 @@ pub(crate) fn run(name: &str) {
         "clock-readers" => clock::readers(),
         "clock-gap" => clock::gap(),
         _ if name.starts_with("clock-bare:") => clock::bare(&name["clock-bare:".len()..]),
+        _ if name.starts_with("enters:") => refused::enters(&name["enters:".len()..]),
         _ if name.starts_with("refused:") => refused::refused(&name["refused:".len()..]),
         _ => panic!("no program is called {name}"),
     }

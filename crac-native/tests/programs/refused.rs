@@ -1,9 +1,34 @@
 //! What must be refused, one thing at a time.
 #![allow(unsafe_code, reason = "the test uses the C library directly")]
 
-use std::{fs::File, mem, os::fd::AsRawFd, ptr};
+use std::{fs::File, mem, os::fd::AsRawFd, ptr, sync::mpsc};
 
 use super::lives;
+
+/// In the first restored life the main thread enters another namespace, while it or another thread (`who`) makes the captures.
+pub(crate) fn enters(who: &str) {
+    let enter = |generation| {
+        // SAFETY: no memory is involved.
+        let entered = if generation == 1 { unsafe { libc::unshare(libc::CLONE_NEWUTS) } } else { 0 };
+        assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+    };
+    if who == "main" {
+        return lives(enter);
+    }
+    let (ask, asked) = mpsc::channel();
+    let (answer, answered) = mpsc::channel();
+    let captures = std::thread::spawn(move || {
+        lives(|generation| {
+            ask.send(generation).unwrap();
+            answered.recv().unwrap();
+        });
+    });
+    for generation in asked {
+        enter(generation);
+        answer.send(()).unwrap();
+    }
+    captures.join().unwrap();
+}
 
 pub(crate) fn refused(what: &str) {
     let _kept: Box<dyn std::any::Any> = match what {

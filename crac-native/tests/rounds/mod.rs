@@ -56,6 +56,7 @@ const TESTS: &[(&str, Test)] = &[
     ("memory_comes_back_as_it_was", |dir| exit_rounds(dir, "memory", 3)),
     ("signals_masks_and_stacks_come_back", |dir| exit_rounds(dir, "signals", 3)),
     ("what_cannot_be_saved_is_refused_by_name", refusals),
+    ("a_namespace_that_a_later_life_enters_is_refused_by_name", sandbox::entered_later),
     ("threads_that_come_and_go_can_be_stopped", |_| assert_eq!(lines_of(&finish(&mut program("churn"))), ["churned"])),
     ("a_rehearsal_writes_nothing", rehearsal),
     ("a_directory_that_cannot_take_the_image_is_named", wrong_places),

@@ -1,6 +1,8 @@
-//! What container runtimes forbid a process without extra capabilities, as a seccomp filter.
+//! What container runtimes forbid a process without extra capabilities, as a seccomp filter; and namespaces that a life enters.
 
-use std::{os::unix::process::CommandExt, process::Command};
+use std::{os::unix::process::CommandExt, path::Path, process::Command};
+
+use super::{finish, image, lines_of, program};
 
 /// Calls that Docker's default profile answers with EPERM.
 const DENIED: &[libc::c_long] = &[
@@ -112,4 +114,21 @@ fn filter() -> Vec<libc::sock_filter> {
     }
     program.push(allow);
     program
+}
+
+pub(super) fn entered_later(dir: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may enter another namespace");
+        return;
+    }
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    for who in ["main", "other"] {
+        assert_eq!(lines_of(&finish(program(&format!("enters:{who}")).arg(to(0)))), ["life 0"]);
+        let lines = lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1)])));
+        let refused = "obstacle privilege: another host name namespace was entered";
+        assert!(
+            matches!(&lines[..], [first, second, done] if first == "life 1" && second.starts_with(refused) && done == "done"),
+            "{who}: {lines:?}"
+        );
+    }
 }

@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("crac-native/src/arena.rs", "hands out parts of mappings it owns, where nothing may be allocated"),
     ("crac-native/src/beside.rs", "makes a copy of the process and reads a record that both share"),
     ("crac-native/src/capture.rs", "parks the calling thread"),
+    ("crac-native/src/capture/practice.rs", "makes a thread without what Rust does for one"),
     ("crac-native/src/capture/write.rs", "replaces the process by its image"),
     ("crac-native/src/clock/layer.rs", "changes the text of the C library, and calls it to see that it worked"),
     ("crac-native/src/clock/shim.rs", "stands between the C library and the kernel"),

@@ -1,0 +1,57 @@
+//! What restored lives do first, done once before the first capture.
+#![expect(unsafe_code, reason = "makes a thread without what Rust does for one, which needs memory and may not fail")]
+
+use std::{
+    ffi::c_void,
+    mem::MaybeUninit,
+    ptr,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Enough for a thread that does nothing, and for the thread-locals of most programs. Where it is not, no thread is made.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Has threads made, one of them on the stack of another that has ended. The C library finds the functions it calls then when it first
+/// calls them, by their names, in tables all over its memory. In a process that has done so little that it never came to that, each
+/// restored life would do it anew, and most make a thread before they answer.
+///
+/// Takes some 100 µs, once in the life of a process. Where no thread can be made, nothing is lost but that time.
+pub(super) fn make_threads() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        let _ = (0..2).try_for_each(|_| make_one());
+    }
+}
+
+extern "C" fn nothing(_: *mut c_void) -> *mut c_void {
+    ptr::null_mut()
+}
+
+/// Makes a thread and waits for its end.
+fn make_one() -> Result<(), i32> {
+    let ok = |errno: i32| if errno == 0 { Ok(()) } else { Err(errno) };
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: a place for attributes, which the call makes valid if it succeeds.
+    ok(unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) })?;
+    // SAFETY: made valid above; a size that the C library refuses leaves them as they are.
+    let mut made = ok(unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_BYTES) });
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
+    // SAFETY: valid attributes, a place for the handle, and a function that neither unwinds nor uses its argument.
+    made = made
+        .and_then(|()| ok(unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), nothing, ptr::null_mut()) }));
+    // SAFETY: valid, and used by nobody else.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    made?;
+    // SAFETY: the call that has just succeeded has left the handle of a thread that nobody else joins.
+    ok(unsafe { libc::pthread_join(thread.assume_init(), ptr::null_mut()) })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_thread_can_be_made_on_the_stack_of_another() {
+        for _ in 0..3 {
+            assert_eq!(super::make_one(), Ok(()));
+        }
+    }
+}
