@@ -8,8 +8,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Enough for a thread that does nothing, and for the thread-locals of most programs. Where it is not, no thread is made.
-const STACK_BYTES: usize = 256 << 10;
+/// What `std::thread` gives its threads: so a stack that one of them has left is taken, or one is left for the next.
+const STACK_BYTES: usize = 2 << 20;
 
 /// Has threads made, one of them on the stack of another that has ended. The C library finds the functions it calls then when it first
 /// calls them, by their names, in tables all over its memory. In a process that has done so little that it never came to that, each
@@ -42,8 +42,10 @@ fn make_one() -> Result<(), i32> {
     // SAFETY: valid, and used by nobody else.
     unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
     made?;
-    // SAFETY: the call that has just succeeded has left the handle of a thread that nobody else joins.
-    ok(unsafe { libc::pthread_join(thread.assume_init(), ptr::null_mut()) })
+    // SAFETY: the call that has made the thread has left its handle.
+    let thread = unsafe { thread.assume_init() };
+    // SAFETY: nobody else joins it.
+    ok(unsafe { libc::pthread_join(thread, ptr::null_mut()) })
 }
 
 #[cfg(test)]
