@@ -350,8 +350,7 @@ const _: () = assert!(size_of::<RunRecord>() == 40 && align_of::<RunRecord>() ==
 
 /// [`RunRecord::flags`].
 pub mod run {
-    /// Read into the anonymous mapping in any case instead of being mapped: for stacks that grow, and for what is written to at
-    /// once.
+    /// Read into the anonymous mapping in any case instead of being mapped: stacks that grow, and such as are in use.
     pub const COPY: u32 = 1;
     /// Anonymous memory of the service, for which `MADV_DONTNEED` has to give zeros.
     pub const ANONYMOUS: u32 = 1 << 1;
