@@ -68,7 +68,7 @@ pub(crate) fn capture<B: Send + 'static>(
     // Nobody may have told the engine so far.
     confined::spread();
     resumed::settle();
-    practice::make_threads();
+    practice::make_threads(options.filters_at_start);
     let mut stub = Stub::load().ok_or_else(|| EngineError::Failed {
         what: "the restorer stub built into this program is not of the expected form".into(),
         hint: "hint: this is a bug in crac-native's build script".into(),

@@ -265,7 +265,7 @@ fn layers() -> u32 {
 }
 
 /// How many seccomp filters are in force; 0 where the kernel does not tell.
-fn filters() -> u32 {
+pub(crate) fn filters() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let value = |label| status.lines().find_map(|line| line.strip_prefix(label)?.trim().parse().ok());
     value("Seccomp_filters:").unwrap_or_else(|| value("Seccomp:").map_or(0, |mode: u32| u32::from(mode != 0)))

@@ -337,7 +337,12 @@ fn assemble(header: Header, boot: &Boot, metadata: &[u8]) -> Result<Image, Image
     ensure(ranges_fit(&mut runs.iter().map(|run| (run.start, run.end))), "the runs' addresses")?;
     ensure(ranges_fit(&mut guards.iter().map(|guard| (guard.start, guard.end))), "the guards' addresses")?;
     ensure(header.clock <= clock::TIME_NAMESPACE && header.downtime <= downtime::ELAPSED, "the clocks")?;
-    ensure(free(header.vdso.start, header.vdso.start.saturating_add(vdso_bytes.unwrap_or(0))), "the vdso's place")?;
+    let vdso_end = header.vdso.start.saturating_add(vdso_bytes.unwrap_or(0));
+    let is_apart = |start: u64, end: u64| end <= header.vdso.start || vdso_end <= start;
+    let mut taken =
+        mappings.iter().map(|mapping| (mapping.start, mapping.end)).chain(runs.iter().map(|run| (run.start, run.end)));
+    let is_alone = taken.all(|(start, end)| is_apart(start, end));
+    ensure(free(header.vdso.start, vdso_end) && vdso_end <= ADDRESSES_END && is_alone, "the vdso's place")?;
     for mapping in &mappings {
         let anonymous = mapping.flags & libc::MAP_ANONYMOUS as u32 != 0;
         let referred = if mapping.advice & advice::OBJECT != 0 { objects.len() } else { files.len() };

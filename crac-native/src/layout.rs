@@ -11,7 +11,7 @@
 //! │ Header                   │                               │ the same bytes, read-only     │
 //! │ manifest (JSON), tables  │                               │                               │
 //! ├──────────────────────────┤ data_offset        staging_at ├───────────────────────────────┤
-//! │ page data of the runs    │                               │ vdso on its way               │
+//! │ page data of the runs    │                               │ vdso, if it has to wait       │
 //! │ (place_data), with holes │                   handover_at ├───────────────────────────────┤
 //! └──────────────────────────┘ file_bytes                    │ Handover: arguments, times    │
 //!                                                   zone_end └───────────────────────────────┘
@@ -60,7 +60,7 @@ pub const PAGE: u64 = 4096;
 /// Where the engine looks for a hole for the zone first: between the areas that the kernel's address space randomisation
 /// uses for programs and for mappings.
 pub const ZONE_HINT: u64 = 0x5000_0000_0000;
-/// Bytes kept free for the vdso on its way to its recorded address.
+/// Bytes kept free for the vdso, if it cannot be moved to its recorded address at once.
 pub const STAGING_BYTES: u64 = 64 * 1024;
 /// Bytes kept free for [`Handover`]: the kernel allows at most 6 MiB of arguments and environment.
 pub const HANDOVER_BYTES_MAX: u64 = 8 << 20;

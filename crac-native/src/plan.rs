@@ -8,7 +8,7 @@ use crac_sys::{
 
 use crate::{
     arena::ArenaVec,
-    layout::{MappingRecord, PAGE, RangeRecord, RunRecord, ThreadRecord, advice},
+    layout::{MappingRecord, PAGE, RangeRecord, RunRecord, advice},
 };
 
 /// The mapped file of an image, as `maps` shows it.
@@ -162,15 +162,17 @@ pub(crate) fn runs(
     Ok(())
 }
 
-/// Page data of a stack that are copied; of more than this, a part may be long forgotten.
+/// Page data of a stack that are copied; of more than this, most may be long forgotten.
 const STACK_BYTES_MAX: u64 = 16 * PAGE;
 
-/// Whether a mapping is the stack of one of the `threads`, and little enough is on it that the thread is going to write to most of
-/// that at once. To read such page data takes less time than to map them, and to copy them page by page as they are written to.
-pub(crate) fn is_stack_in_use(entry: &SmapsEntry<'_>, data_bytes: u64, threads: &[ThreadRecord]) -> bool {
+/// Whether a mapping is the stack of a thread, and little enough is on it that a thread which goes on writes to most of that at once.
+/// To read such page data takes less time than to map them, and to copy them page by page as they are written to. `stack_pointers`,
+/// of all threads, are sorted.
+pub(crate) fn is_stack_in_use(entry: &SmapsEntry<'_>, data_bytes: u64, stack_pointers: &[u64]) -> bool {
     let mapping = &entry.mapping;
-    let holds = |thread: &ThreadRecord| (mapping.start..mapping.end).contains(&thread.resume_sp);
-    mapping.read && mapping.write && !mapping.shared && data_bytes <= STACK_BYTES_MAX && threads.iter().any(holds)
+    let first = stack_pointers.partition_point(|sp| *sp < mapping.start);
+    let is_stack = stack_pointers.get(first).is_some_and(|sp| *sp < mapping.end);
+    is_stack && mapping.read && mapping.write && !mapping.shared && data_bytes <= STACK_BYTES_MAX
 }
 
 /// The lowest address from `hint` on where `bytes` are free between `taken`, which is sorted by address. A page stays free on
@@ -240,8 +242,7 @@ mod tests {
         let on = |stack_pointers: &[u64], protection: &str, pages: u64| {
             let text = format!("10000-90000 {protection} 00000000 00:00 0\nVmFlags: rd wr\n");
             let entry = SmapsEntries::of(text.as_bytes()).next().unwrap().unwrap();
-            let thread = |sp: &u64| ThreadRecord { resume_sp: *sp, ..ThreadRecord::default() };
-            is_stack_in_use(&entry, pages * PAGE, &stack_pointers.iter().map(thread).collect::<Vec<_>>())
+            is_stack_in_use(&entry, pages * PAGE, stack_pointers)
         };
         assert!(on(&[0x5000, 0x8_f000], "rw-p", 3));
         assert!(on(&[0x1_0000], "rw-p", 16));

@@ -31,7 +31,7 @@ const PIECE: usize = 4 << 20;
 /// How often is looked whether the thread has ended.
 const LOOK: Duration = Duration::from_micros(500);
 /// All signals but the one by which glibc has every thread change its user (`SIGSETXID`, 33): it would wait for ever.
-const BLOCKED: SignalSet = SignalSet::MAX & !(1 << 32);
+pub(crate) const BLOCKED: SignalSet = SignalSet::MAX & !(1 << 32);
 /// What the thread is called.
 const THREAD: &str = "crac-prefetch";
 /// Pages that are looked at to tell how much is there.
@@ -67,8 +67,7 @@ pub(crate) fn begin() {
     let missing = if may_ask() { missing(&ranges) } else { SAMPLES };
     let available = kib("/proc/meminfo", "MemAvailable:").unwrap_or(0) * 1024;
     // What is locked once it is touched must not be touched for others.
-    let is_locked = kib("/proc/self/status", "VmLck:").is_none_or(|locked| locked != 0);
-    if is_locked || !is_worthwhile(bytes, missing, available) {
+    if is_memory_locked() || !is_worthwhile(bytes, missing, available) {
         tracing::debug!(bytes, missing, of = SAMPLES, "the image is not read ahead");
         return;
     }
@@ -155,6 +154,11 @@ fn pieces(ranges: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// A number of KiB in a file of `proc(5)`.
+/// Whether some memory of this process is locked, or may be.
+pub(crate) fn is_memory_locked() -> bool {
+    kib("/proc/self/status", "VmLck:").is_none_or(|locked| locked != 0)
+}
+
 fn kib(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;

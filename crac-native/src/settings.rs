@@ -7,9 +7,9 @@
 #![allow(unsafe_code, reason = "a function that runs before main")]
 
 use std::{
-    fmt::Write,
+    fmt::{self, Write},
     os::fd::AsFd,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed},
 };
 
 use crac_core::ObstacleKind;
@@ -63,8 +63,8 @@ mod at {
 
 /// What this life was started with.
 static STARTED_WITH: [AtomicU64; at::WORDS] = [const { AtomicU64::new(0) }; at::WORDS];
-/// Whether the namespaces in it are still those of the life before.
-static NAMESPACES_MISSING: AtomicBool = AtomicBool::new(false);
+/// While the namespaces in it are still those of the life before: the thread that has begun this one; else zero.
+static BEGUN_BY: AtomicI32 = AtomicI32::new(0);
 
 /// Runs before `main`.
 #[used]
@@ -109,19 +109,22 @@ pub(crate) fn begin_life(settings: &[SettingRecord], main: i32, processors: Opti
     for (word, value) in now.iter().enumerate().filter(|(word, _)| is_wanted(*word)) {
         remember(word, &[*value]);
     }
-    NAMESPACES_MISSING.store(true, Relaxed);
+    BEGUN_BY.store(process::tid(), Relaxed);
     if process::tid() == process::pid() {
         settle();
     }
 }
 
-/// Notes the namespaces that a restored life was started in, if that has not been done. What a thread enters is its own, and those of
-/// the main thread are what the process is said to be in. So they are read on the calling thread, which makes the captures and is
-/// another one: it is still in those that the process was started in, whatever the main thread has done meanwhile. (Where more than
-/// one thread runs the kernel lets none enter another user or time namespace, and a process namespace is for good.)
+/// Notes the namespaces that a restored life was started in, if that has not been done. What a thread enters is its own, and the main
+/// thread's are what the process is said to be in. So those of the thread that has begun this life are read, if it is another one: it is
+/// still in those that the process was started in, whatever the main thread has entered meanwhile - unless a hook that runs on it has
+/// entered another one, too. Then the next capture refuses, as the two differ. (Where more than one thread runs the kernel lets none
+/// enter another user or time namespace, and a process namespace is for good.)
 pub(crate) fn settle() {
-    if NAMESPACES_MISSING.swap(false, Relaxed) {
-        remember(at::NAMESPACES, &namespaces("thread-self"));
+    match BEGUN_BY.swap(0, Relaxed) {
+        0 => {}
+        tid if tid == process::tid() => remember(at::NAMESPACES, &namespaces("thread-self")),
+        tid => remember(at::NAMESPACES, &namespaces(format_args!("self/task/{tid}"))),
     }
 }
 
@@ -201,8 +204,11 @@ pub(crate) fn changed(
     if is_changed(at::ROOT, &[word(at::ROOT), word(at::ROOT + 1)]) {
         obstacles.push(ObstacleKind::Privilege, format_args!("another root directory was entered"));
     }
-    for (number, ((_, name), inode)) in NAMESPACES.iter().zip(namespaces("self")).enumerate() {
-        if is_changed(at::NAMESPACES + number, &[inode]) {
+    // Those of other threads are not looked at.
+    let found = [namespaces("self"), namespaces("thread-self")];
+    for (number, (_, name)) in NAMESPACES.iter().enumerate() {
+        let mut inodes = found.iter().filter_map(|namespaces| namespaces.get(number));
+        if inodes.any(|inode| is_changed(at::NAMESPACES + number, &[*inode])) {
             obstacles.push(ObstacleKind::Privilege, format_args!("another {name} namespace was entered"));
         }
     }
@@ -265,12 +271,12 @@ fn groups_sum() -> u64 {
     groups.iter().take(count).fold(0xcbf2_9ce4_8422_2325 ^ count as u64, prime)
 }
 
-/// The namespaces of `self`, which is what the main thread is in, or of `thread-self`.
-fn namespaces(of: &str) -> [u64; NAMESPACES.len()] {
-    NAMESPACES.map(|(name, _)| namespace(of, name))
+/// The namespaces of a thread, which `of` is called in `/proc`: `self` is the main thread. Zeros of one that has gone.
+fn namespaces(of: impl fmt::Display) -> [u64; NAMESPACES.len()] {
+    NAMESPACES.map(|(name, _)| namespace(&of, name))
 }
 
-fn namespace(of: &str, name: &str) -> u64 {
+fn namespace(of: &impl fmt::Display, name: &str) -> u64 {
     let mut path = FixedText::<64>::new();
     // The names are short.
     let _ = write!(path, "/proc/{of}/ns/{name}\0");

@@ -16,10 +16,7 @@ use crate::{
     descriptors,
     facts::Problem,
     findings::ObstacleSink,
-    layout::{
-        FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, ThreadRecord, VdsoRecord, file, place_data, run,
-        xxh64::Xxh64,
-    },
+    layout::{FileRecord, MappingRecord, PAGE, RangeRecord, RunRecord, Text, VdsoRecord, file, place_data, run, xxh64::Xxh64},
     madvise,
     objects::Objects,
     pages::{Found, Pages, Wanted},
@@ -62,7 +59,8 @@ pub(crate) struct Sources<'a, 's> {
     /// The vdso, if a copy is to take its place.
     pub(crate) stand_in: Option<&'a [u8]>,
     pub(crate) policy: &'s Policy,
-    pub(crate) threads: &'s [ThreadRecord],
+    /// Of all threads, sorted.
+    pub(crate) stack_pointers: &'a [u64],
     /// Memory behind open memfds.
     pub(crate) memories: &'s [descriptors::Memory<'a>],
 }
@@ -78,7 +76,8 @@ impl<'a> Memory<'a> {
         loop {
             let before = obstacles.len();
             let memory = Self::plan_with(sources, pages, gap, obstacles).map_err(|errno| ("looking at memory pages", errno))?;
-            if memory.mappings.len() + 2 * memory.runs.len() < MAPPINGS_MAX || gap >= 1 << 30 || obstacles.len() != before {
+            let mapped = memory.runs.iter().filter(|run| run.flags & run::COPY == 0);
+            if memory.mappings.len() + 2 * mapped.count() < MAPPINGS_MAX || gap >= 1 << 30 || obstacles.len() != before {
                 return Ok(memory);
             }
             gap *= 4;
@@ -208,11 +207,11 @@ impl<'a> Memory<'a> {
                 _ => false,
             };
             let data_bytes = ranges.iter().map(|range| range.end - range.start).sum();
-            let copied = grows || (anonymous && plan::is_stack_in_use(entry, data_bytes, sources.threads));
+            let copied = grows || (anonymous && plan::is_stack_in_use(entry, data_bytes, sources.stack_pointers));
             let flags = if copied { run::COPY } else { 0 } | if anonymous && !copied { run::ANONYMOUS } else { 0 };
             let first = memory.runs.len();
-            // A file's pages between two changed ones are not zeros, and guards cannot be read.
-            let gap = if file.is_some() || memory.guards.len() > first_guard { 1 } else { gap };
+            // A file's pages between two changed ones are not zeros, guards cannot be read, and what is copied needs no mapping.
+            let gap = if file.is_some() || (copied && !grows) || memory.guards.len() > first_guard { 1 } else { gap };
             plan::runs(&ranges, gap, record.protection, flags, &mut memory.runs)?;
             let indirect = !mapping.read || !matches!(class, Class::Anonymous | Class::Image);
             for _ in first..memory.runs.len() {

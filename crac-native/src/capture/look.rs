@@ -154,6 +154,10 @@ impl<'a> Work<'a, '_> {
             beside::refuse_what_changes(shared, obstacles);
         }
         let stand_in = self.clock.needs_stand_in().then_some(self.vdso);
+        let mut stack_pointers = ArenaVec::new(arena);
+        let noted = seen.threads.iter().try_for_each(|thread| stack_pointers.push(thread.resume_sp));
+        noted.map_err(|errno| ("noting tables", errno))?;
+        stack_pointers.sort_unstable();
         let sources = Sources {
             arena,
             entries,
@@ -162,7 +166,7 @@ impl<'a> Work<'a, '_> {
             stack_flag: kernel >= 6 << 16 | 7,
             stand_in,
             policy: self.request.policy,
-            threads: &seen.threads,
+            stack_pointers: stack_pointers.into_slice(),
             memories: &seen.descriptors.memories,
         };
         let mut memory = Memory::plan(&sources, &mut pages, obstacles)?;

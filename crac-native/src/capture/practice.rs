@@ -8,6 +8,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use crac_sys::signal;
+
+use crate::{engine, prefetch};
+
 /// What `std::thread` gives its threads: so a stack that one of them has left is taken, or one is left for the next.
 const STACK_BYTES: usize = 2 << 20;
 
@@ -15,12 +19,20 @@ const STACK_BYTES: usize = 2 << 20;
 /// calls them, by their names, in tables all over its memory. In a process that has done so little that it never came to that, each
 /// restored life would do it anew, and most make a thread before they answer.
 ///
-/// Takes some 100 µs, once in the life of a process. Where no thread can be made, nothing is lost but that time.
-pub(super) fn make_threads() {
+/// Takes some 100 µs, once in the life of a process. Where no thread can be made, nothing is lost but that time. Nothing is tried where
+/// memory is locked, as the stack would be for good, and under a filter of the service's own, which may end who makes a thread; the
+/// capture says what it thinks of that.
+pub(super) fn make_threads(filters_at_start: u32) {
     static DONE: AtomicBool = AtomicBool::new(false);
-    if !DONE.swap(true, Ordering::Relaxed) {
-        let _ = (0..2).try_for_each(|_| make_one());
+    if DONE.load(Ordering::Relaxed) || prefetch::is_memory_locked() || engine::filters() > filters_at_start {
+        return;
     }
+    DONE.store(true, Ordering::Relaxed);
+    // The service's signals are for its own threads.
+    let mask = signal::set_mask(prefetch::BLOCKED);
+    let _ = (0..2).try_for_each(|_| make_one());
+    // The mask was valid when it was read.
+    let _ = mask.and_then(signal::set_mask);
 }
 
 extern "C" fn nothing(_: *mut c_void) -> *mut c_void {
@@ -51,7 +63,7 @@ fn make_one() -> Result<(), i32> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_thread_can_be_made_on_the_stack_of_another() {
+    fn threads_can_be_made_one_after_the_other() {
         for _ in 0..3 {
             assert_eq!(super::make_one(), Ok(()));
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     Restore,
-    layout::{HANDOVER_BYTES_MAX, Handover, PAGE, Step},
+    layout::{HANDOVER_BYTES_MAX, Handover, PAGE, Step, kernel},
     report::{fail, fail_on},
     sys,
     syscall,
@@ -78,12 +78,9 @@ pub fn environment(restore: &Restore) -> *const *const u8 {
 /// Moves the vdso to a safe place and unmaps everything else outside the zone.
 pub fn unmap_everything_else(restore: &mut Restore) {
     let header = restore.header;
-    let zone = header.zone_start..header.zone_end;
-    let vdso = restore.vdso.aside(restore.start.vdso, header.vdso.start, zone.clone(), header.staging_at);
-    let (first, last) = if vdso.start < zone.start { (vdso, zone) } else { (zone, vdso) };
-    // The staging area is in the zone.
-    let last_end = last.end.max(first.end);
-    for (start, end) in [(0, first.start), (first.end, last.start), (last_end, ADDRESSES_END)] {
+    let zone = [header.zone_start, header.zone_end];
+    let vdso = restore.vdso.aside(restore.start.vdso, header.vdso.start, zone, header.staging_at);
+    for [start, end] in kernel::outside(vdso, zone, ADDRESSES_END) {
         if start >= end {
             continue;
         }

@@ -70,10 +70,12 @@ pub fn map(restore: &Restore, files: &Files) {
             // Before the advice, which may be against reading ahead.
             fetch::populate(restore);
             advise(restore);
+            copy_data(restore);
         }
         Fetch::Lazily => {
             map_data(restore);
             advise(restore);
+            copy_data(restore);
         }
     }
     crate::settings::lock(restore);
@@ -84,20 +86,28 @@ pub fn map(restore: &Restore, files: &Files) {
     }
 }
 
-/// Maps page data over the mappings.
+/// Maps page data over the mappings, but for those that are copied.
 fn map_data(restore: &Restore) {
-    for data in restore.table::<RunRecord>(restore.header.runs) {
-        let bytes = data.end - data.start;
-        let done = if data.flags & run::COPY != 0 {
-            // All at once rather than page by page while they are read; a kernel that does not know it (before 5.14) does that.
-            let _ = syscall!(sys::SYS_MADVISE, data.start, bytes, MADV_POPULATE_WRITE);
-            read_all(restore.image_fd, data.start, bytes, data.data_offset)
-        } else if is_written(restore, data) {
+    for data in restore.table::<RunRecord>(restore.header.runs).iter().filter(|data| data.flags & run::COPY == 0) {
+        let done = if is_written(restore, data) {
             write_code(restore, data)
         } else {
+            let bytes = data.end - data.start;
             map_at(data.start, bytes, data.protection, MAP_PRIVATE as u32, restore.image_fd, data.data_offset)
         };
         if let Err(errno) = done {
+            fail_on(Step::Memory, b"page data at", data.start, errno);
+        }
+    }
+}
+
+/// Reads the page data that are copied. After the advice, which may be against huge pages.
+fn copy_data(restore: &Restore) {
+    for data in restore.table::<RunRecord>(restore.header.runs).iter().filter(|data| data.flags & run::COPY != 0) {
+        let bytes = data.end - data.start;
+        // All pages at once; where that fails they are made as they are read.
+        let _ = syscall!(sys::SYS_MADVISE, data.start, bytes, MADV_POPULATE_WRITE);
+        if let Err(errno) = read_all(restore.image_fd, data.start, bytes, data.data_offset) {
             fail_on(Step::Memory, b"page data at", data.start, errno);
         }
     }

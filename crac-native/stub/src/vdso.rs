@@ -1,9 +1,11 @@
 //! The kernel's own mappings: where they are, and on their way to where the captured process, or nobody, knows them.
 
-use core::ops::Range;
-
 use crate::{
-    layout::{PAGE, STAGING_BYTES, Step, VdsoRecord, kernel::Build, xxh64::xxh64},
+    layout::{
+        PAGE, STAGING_BYTES, Step, VdsoRecord,
+        kernel::{self, Build},
+        xxh64::xxh64,
+    },
     report::fail,
     sys,
     syscall,
@@ -81,17 +83,15 @@ impl Vdso {
         start + (self.all() - self.code_bytes())
     }
 
-    /// Moves them from where the code is at `code` to where the first is to start in the end, `recorded`, if that is known and can be
-    /// taken before anything else is mapped; else to the staging area of the `zone`. Returns where they are.
-    pub fn aside(&mut self, code: u64, recorded: u64, zone: Range<u64>, staging: u64) -> Range<u64> {
+    /// Moves them from where the code is at `code` to where they wait until all other memory is in its place, see
+    /// [`kernel::waiting_place`]. Returns where that is.
+    pub fn aside(&mut self, code: u64, recorded: u64, zone: [u64; 2], staging: u64) -> [u64; 2] {
         let from = code.wrapping_sub(self.all() - self.code_bytes());
-        let is_free = |start: u64| {
-            let overlaps = |other: Range<u64>| start < other.end && other.start < start + self.all();
-            !overlaps(zone.clone()) && !overlaps(from..from.wrapping_add(self.all()))
-        };
-        self.start = if self.build == Build::Same && is_free(recorded) { recorded } else { staging };
-        self.shift(from, self.start, Step::Clear);
-        self.start..self.start + self.all()
+        self.start = kernel::waiting_place(self.build, [from, self.all()], recorded, zone, staging);
+        if self.start != from {
+            self.shift(from, self.start, Step::Clear);
+        }
+        [self.start, self.start + self.all()]
     }
 
     /// Moves them to where the first is to start, or to a place that the kernel chooses if it was recorded for another build; says

@@ -1,7 +1,12 @@
 //! What a life's memory is made of.
 #![allow(unsafe_code, reason = "the program makes mappings by hand")]
 
-use std::{hint::black_box, os::unix::fs::MetadataExt};
+use std::{
+    hint::black_box,
+    os::unix::fs::MetadataExt,
+    sync::mpsc::{self, Sender},
+    thread::JoinHandle,
+};
 
 use super::{
     lives,
@@ -65,6 +70,48 @@ pub(crate) fn sizes() {
             println!("{name} {number}");
         }
     });
+}
+
+/// Where the stacks of two threads are: one with little on it, one with much.
+pub(crate) fn stacks() {
+    let all = [("little", on_its_stack::<64>()), ("much", on_its_stack::<{ 512 << 10 }>())];
+    lives(|generation| {
+        if [0, u64::MAX].contains(&generation) {
+            return;
+        }
+        let image = std::fs::metadata("/proc/self/exe").unwrap().ino();
+        for (name, (_, _, address)) in &all {
+            println!("{name} {}", if inode_at(*address) == image { "mapped" } else { "read" });
+        }
+    });
+    for (_, (thread, wake, _)) in all {
+        drop(wake);
+        thread.join().unwrap();
+    }
+}
+
+/// A thread that keeps so many bytes on its stack and waits; how to wake it, and where the middle of them is.
+fn on_its_stack<const BYTES: usize>() -> (JoinHandle<()>, Sender<()>, usize) {
+    let (tell, told) = mpsc::channel();
+    let (wake, woken) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let kept = [3_u8; BYTES];
+        tell.send(kept[BYTES / 2..].as_ptr().expose_provenance()).unwrap();
+        let _ = woken.recv();
+        assert!(black_box(&kept).iter().all(|byte| *byte == 3));
+    });
+    (thread, wake, told.recv().unwrap())
+}
+
+/// The inode of what is mapped at `address`.
+fn inode_at(address: usize) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let hexadecimal = |text: &str| usize::from_str_radix(text, 16).unwrap();
+    let holds = |line: &&str| {
+        let (start, end) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
+        (hexadecimal(start)..hexadecimal(end)).contains(&address)
+    };
+    maps.lines().find(holds).unwrap().split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
 /// So many pages here and there that they cannot all be mapped apart, with more between them than there is in them.

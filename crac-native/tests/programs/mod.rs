@@ -35,6 +35,7 @@ pub(crate) fn run(name: &str) {
         "memory" => memory::memory(),
         "sizes" => eager::sizes(),
         "scattered" => eager::scattered(),
+        "stacks" => eager::stacks(),
         "made-code" => memory::made_code(),
         "signals" => signals::signals(),
         "environment" => environment(),

@@ -5,7 +5,8 @@ use std::{fs::File, mem, os::fd::AsRawFd, ptr, sync::mpsc};
 
 use super::lives;
 
-/// In the first restored life the main thread enters another namespace, while it or another thread (`who`) makes the captures.
+/// In the first restored life the main thread enters another namespace, while it or another thread makes the captures, or that other
+/// thread itself does (`who`: `main`, `other`, `itself`).
 pub(crate) fn enters(who: &str) {
     let enter = |generation| {
         // SAFETY: no memory is involved.
@@ -14,6 +15,9 @@ pub(crate) fn enters(who: &str) {
     };
     if who == "main" {
         return lives(enter);
+    }
+    if who == "itself" {
+        return std::thread::spawn(move || lives(enter)).join().unwrap();
     }
     let (ask, asked) = mpsc::channel();
     let (answer, answered) = mpsc::channel();

@@ -189,3 +189,14 @@ pub(super) fn raw_madvise(dir: &Path) {
     assert_eq!(numbers(&lines)["mapped"], 0, "{lines:?}");
     assert_eq!(numbers(&lines_of(&finish(&mut Command::new(image(dir, 1)))))["mapped"], 0);
 }
+
+pub(super) fn stacks(dir: &Path) {
+    let to = |generation| format!("--image={}", image(dir, generation).display());
+    captured(dir, "stacks");
+    let expected = |generation: u64| ["little read".to_owned(), "much mapped".to_owned(), format!("life {generation}")];
+    assert_eq!(lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1)]))), expected(1));
+    let lines = lines_of(&finish(&mut Command::new(image(dir, 1))));
+    assert_eq!((&lines[..3], lines[3].as_str()), (&expected(2)[..], "done"));
+    // What is in between is no page of zeros.
+    assert!(room(&image(dir, 1)) <= room(&image(dir, 0)) + room(&image(dir, 0)) / 5);
+}

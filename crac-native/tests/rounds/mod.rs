@@ -54,6 +54,7 @@ const TESTS: &[(&str, Test)] = &[
     ("an_image_does_not_grow_over_25_generations", does_not_grow),
     ("discarded_memory_reads_as_zeros", |dir| exit_rounds(dir, "discard", 3)),
     ("memory_comes_back_as_it_was", |dir| exit_rounds(dir, "memory", 3)),
+    ("stacks_with_little_on_them_are_read_others_mapped", eager::stacks),
     ("signals_masks_and_stacks_come_back", |dir| exit_rounds(dir, "signals", 3)),
     ("what_cannot_be_saved_is_refused_by_name", refusals),
     ("a_namespace_that_a_later_life_enters_is_refused_by_name", sandbox::entered_later),

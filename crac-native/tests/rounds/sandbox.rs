@@ -122,7 +122,7 @@ pub(super) fn entered_later(dir: &Path) {
         return;
     }
     let to = |generation| format!("--image={}", image(dir, generation).display());
-    for who in ["main", "other"] {
+    for who in ["main", "other", "itself"] {
         assert_eq!(lines_of(&finish(program(&format!("enters:{who}")).arg(to(0)))), ["life 0"]);
         let lines = lines_of(&finish(Command::new(image(dir, 0)).args(["--", &to(1)])));
         let refused = "obstacle privilege: another host name namespace was entered";
