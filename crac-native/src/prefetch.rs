@@ -153,12 +153,12 @@ fn pieces(ranges: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
     ranges.iter().flat_map(|range| range.clone().step_by(PIECE).map(|at| at..range.end.min(at.saturating_add(PIECE))))
 }
 
-/// A number of KiB in a file of `proc(5)`.
 /// Whether some memory of this process is locked, or may be.
 pub(crate) fn is_memory_locked() -> bool {
     kib("/proc/self/status", "VmLck:").is_none_or(|locked| locked != 0)
 }
 
+/// A number of KiB in a file of `proc(5)`.
 fn kib(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;

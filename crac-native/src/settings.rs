@@ -3,7 +3,7 @@
 //! What a process was *started* with - by a supervisor, a container, a shell - is the business of whoever starts it: a restored
 //! life gets it from whoever restores, as a cold start would. What the service has *changed* since is part of its state, and is
 //! brought back. To tell one from the other, everything is read before `main`, and again at the beginning of each restored life -
-//! but for the namespaces, which take as long as all else together: the first answer does not wait for them ([`settle`]).
+//! but for the namespaces, which take two fifths of the time of all of it: the first answer does not wait for them ([`settle`]).
 #![allow(unsafe_code, reason = "a function that runs before main")]
 
 use std::{

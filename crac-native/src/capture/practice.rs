@@ -19,7 +19,7 @@ const STACK_BYTES: usize = 2 << 20;
 /// calls them, by their names, in tables all over its memory. In a process that has done so little that it never came to that, each
 /// restored life would do it anew, and most make a thread before they answer.
 ///
-/// Takes some 100 µs, once in the life of a process. Where no thread can be made, nothing is lost but that time. Nothing is tried where
+/// Takes some 150 µs, once in the life of a process. Where no thread can be made, nothing is lost but that time. Nothing is tried where
 /// memory is locked, as the stack would be for good, and under a filter of the service's own, which may end who makes a thread; the
 /// capture says what it thinks of that.
 pub(super) fn make_threads(filters_at_start: u32) {

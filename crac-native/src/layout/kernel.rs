@@ -1,4 +1,4 @@
-//! Which kernels a process is captured on, and which an image is restored on: pure.
+//! Which kernels a process is captured on, and which an image is restored on; where their mappings of the vdso wait meanwhile: pure.
 
 use super::clock;
 

@@ -366,6 +366,8 @@ fn rehearsal(dir: &Path) {
 
 fn damaged_images(dir: &Path) {
     use crac_native::image::{self as format, ImageError};
+    use crac_native::layout::{Header, PAGE, VdsoRecord};
+    use std::mem::offset_of;
 
     let path = image(dir, 0);
     lines_of(&finish(program("single").arg(format!("--image={}", path.display()))));
@@ -395,6 +397,15 @@ fn damaged_images(dir: &Path) {
         bytes.copy_from_slice(&whole[..front]);
     }
     assert!(refused > 20, "{refused} contradictions found");
+    // The vdso goes where nothing else is.
+    let place = boot_end(&whole) + offset_of!(Header, vdso) + offset_of!(VdsoRecord, start);
+    let (in_memory, ..) = good.stretches().next().expect("there is memory");
+    for start in [in_memory, in_memory - PAGE, u64::MAX - PAGE + 1, 0x7fff_ffff_f000] {
+        bytes[place..place + 8].copy_from_slice(&start.to_ne_bytes());
+        format::reseal(&mut bytes);
+        let error = format::decode(&bytes).expect_err("nothing may lie there").to_string();
+        assert!(error.contains("the vdso's place"), "{start:#x}: {error}");
+    }
     // Page data counts for `verify`.
     let broken = dir.join("broken.crac");
     let mut bytes = whole.clone();
